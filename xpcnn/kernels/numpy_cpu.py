@@ -1,0 +1,188 @@
+"""NumPy's versions of the inner steps: few passes over memory, in blocks that stay in a core's cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from math import prod
+
+import numpy as np
+
+from xpcnn.backend import Array, Namespace
+from xpcnn.kernels import memory, threads
+from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
+from xpcnn.kernels.window import Window
+
+__all__ = [
+    "BLOCK_BYTES",
+    "add_slices",
+    "col2im",
+    "elementwise",
+    "first_max",
+    "first_max_backward",
+    "im2col",
+    "keep",
+    "map_blocks",
+    "matmul",
+    "pad",
+    "relu",
+    "window_slices",
+]
+
+BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
+PIECE = 1 << 14  # elements of each array at a time in elementwise work
+WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
+WORTH_THREADS = 1 << 18  # bytes of temporaries below which waking another thread costs more than it saves
+
+
+def pad(x: Array, win: Window, fill: float, xp: Namespace) -> Array:
+    """Return the part of x that the windows cover, with ``fill`` outside the image: (N, C, *extent)."""
+    if not win.is_padded:
+        return x
+    padded = np.full((*x.shape[:2], *win.extent), fill, dtype=x.dtype)
+    into, out_of = win.inside
+    padded[(..., *into)] = x[(..., *out_of)]
+    return padded
+
+
+def window_slices(x: Array, win: Window, fill: float, xp: Namespace) -> list[Array]:
+    """Return, for every kernel element, a view of the inputs it meets: K arrays (N, C, *out)."""
+    padded = pad(x, win, fill, xp)
+    return [padded[(..., *piece)] for piece in win.slices]
+
+
+def add_slices(parts: Iterable[Array], like: Array, win: Window, xp: Namespace) -> Array:
+    """Adjoint of `window_slices`: add each kernel element's part (N, C, *out) to the inputs it met."""
+    total = np.zeros((*like.shape[:2], *win.extent), dtype=like.dtype)
+    for part, piece in zip(parts, win.slices, strict=True):
+        total[(..., *piece)] += part
+    if win.extent == win.size and not any(win.before):
+        return total
+    into, out_of = win.inside
+    dx = np.zeros((*like.shape[:2], *win.size), dtype=like.dtype)
+    dx[(..., *out_of)] = total[(..., *into)]
+    return dx
+
+
+def im2col(x: Array, win: Window, xp: Namespace) -> Array:
+    """Lay the windows of x (B, C, *size) out as columns (C·K, B·O): one copy of one strided view."""
+    batch, channels = x.shape[:2]
+    padded = pad(x, win, 0.0, xp)
+    per_image, per_channel, *per_pixel = padded.strides
+    windows = np.lib.stride_tricks.as_strided(
+        padded,
+        (channels, *win.kernel, batch, *win.out),
+        (
+            per_channel,
+            *(step * d for step, d in zip(per_pixel, win.dilation, strict=True)),
+            per_image,
+            *(step * s for step, s in zip(per_pixel, win.stride, strict=True)),
+        ),
+        writeable=False,
+    )
+    cols = memory.empty(windows.shape, x.dtype)
+    cols[...] = windows
+    return cols.reshape(channels * win.taps, batch * prod(win.out))
+
+
+def col2im(cols: Array, batch: int, channels: int, win: Window, xp: Namespace) -> Array:
+    """Adjoint of `im2col`: add columns (C·K, B·O) up into images (B, C, *size)."""
+    cols = cols.reshape(channels, win.taps, batch, *win.out)
+    parts = (np.moveaxis(cols[:, tap], 0, 1) for tap in range(win.taps))  # K × (B, C, *out)
+    return add_slices(parts, np.moveaxis(cols[:, 0], 0, 1), win, xp)
+
+
+def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tuple[Array, Array]:
+    """Return the elementwise maximum of K arrays and the number of the first array that attains it.
+
+    ``first`` (broadcasting to the arrays; 0 if None) is the number to report where all arrays are minus infinity.
+    """
+    best = memory.empty(parts[0].shape, parts[0].dtype)
+    best[...] = parts[0]
+    index = np.zeros(best.shape, dtype=index_dtype(len(parts), np))
+    if first is not None:
+        index += first.astype(index.dtype)
+    better = memory.empty(best.shape, bool)
+    change = memory.empty(index.shape, index.dtype)
+    for number, part in enumerate(parts[1:], start=1):
+        np.greater(part, best, out=better)
+        np.subtract(index.dtype.type(number), index, out=change)  # index += better * (number - index):
+        np.multiply(change, better, out=change)  # a masked copy would take ten times as long
+        np.add(index, change, out=index)
+        np.maximum(best, part, out=best)
+    return best, index
+
+
+def matmul(a: Array, b: Array, xp: Namespace) -> Array:
+    """Multiply matrices, or stacks of them (G, M, K) and (G, K, N); a large pair is shared out between the threads."""
+    rows, columns = a.shape[-2], b.shape[-1]
+    y = memory.empty((*a.shape[:-1], columns), dtype=a.dtype)
+    parts = threads.thread_count() if a.ndim == 2 and 2 * a.size * columns > WORTH_FLOPS else 1
+    longest = max(rows, columns)
+    if parts == 1 or longest < 2 * parts:
+        return np.matmul(a, b, out=y)
+    spans = blocks(longest, 1, -(-longest // parts))
+    if rows >= columns:
+        threads.run([partial(np.matmul, a[span], b, out=y[span]) for span in spans])
+    else:
+        threads.run([partial(np.matmul, a, b[:, span], out=y[:, span]) for span in spans])
+    return y
+
+
+def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namespace) -> Arrays:
+    """Return ``rule(*arrays)``, computed in pieces that stay in a core's cache."""
+    shape, size = arrays[0].shape, arrays[0].size
+    if size <= PIECE:
+        return rule(*arrays)
+    flat = [np.ravel(array) for array in arrays]
+    results: list[Array] = []
+    for start in range(0, size, PIECE):
+        piece = slice(start, start + PIECE)
+        parts = rule(*(array[piece] for array in flat))
+        results = results or [memory.empty((size,), part.dtype) for part in parts]
+        for whole, part in zip(results, parts, strict=True):
+            whole[piece] = part
+    return tuple(result.reshape(shape) for result in results)
+
+
+def relu(x: Array, xp: Namespace) -> Array:
+    """Return max(x, 0)."""
+    return np.maximum(x, x.dtype.type(0), out=memory.empty(x.shape, x.dtype))
+
+
+def keep(x: Array, mask: Array, xp: Namespace) -> Array:
+    """Return x where the mask is true, and 0 elsewhere: x's bits times 0 or 1, which takes no branches."""
+    kept = memory.empty(x.shape, x.dtype)
+    bits = f"i{x.dtype.itemsize}"
+    np.multiply(x.view(bits), mask, out=kept.view(bits))
+    return kept
+
+
+def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Array:
+    """Adjoint of `first_max`: each dy in the array that held the maximum, 0 in the others: (count, *dy.shape)."""
+    parts = memory.empty((count, *dy.shape), dtype=dy.dtype)
+    bits = f"i{dy.dtype.itemsize}"
+    for number in range(count):
+        np.multiply(dy.view(bits), index == number, out=parts[number].view(bits))
+    return parts
+
+
+def map_blocks(step: Step, rows: int, bytes_per_row: int, xp: Namespace) -> tuple[Arrays, Arrays]:
+    """Run ``step`` over blocks of rows on all cores; join its first results and add its second results in order."""
+    workers = threads.thread_count() if rows * bytes_per_row > WORTH_THREADS else 1
+    pieces = blocks(rows, bytes_per_row, BLOCK_BYTES, workers)
+    terms: list[Arrays] = [()] * len(pieces)
+    joined: list[Array] = []
+    lock = threading.Lock()
+
+    def task(number: int) -> None:
+        parts, terms[number] = step(pieces[number])
+        with lock:
+            if not joined:
+                joined.extend(memory.empty((rows, *part.shape[1:]), dtype=part.dtype) for part in parts)
+        for whole, part in zip(joined, parts, strict=True):
+            whole[pieces[number]] = part
+
+    threads.run([partial(task, number) for number in range(len(pieces))])
+    return tuple(joined), sum_in_order(terms)

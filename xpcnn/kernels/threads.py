@@ -1,0 +1,108 @@
+"""Run blocks of work on the CPU's cores: one thread per core, BLAS held to one thread while they run.
+
+BLAS's own threads are not used beside these: they spin for a while after each product and would take the cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+_lock = threading.Lock()
+_holders = 0  # how many callers hold BLAS to one thread just now
+_widths: list[int] = []  # BLAS's thread counts before the first of them came
+_here = threading.local()  # .busy: whether this thread runs a task
+
+
+@lru_cache
+def thread_count() -> int:
+    """Return how many threads to use: what BLAS was given, within the cores this process may run on."""
+    return max(1, min([cores(), *(library.get_num_threads() for library in _blas())]))
+
+
+def cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(tasks: list[Callable[[], None]]) -> None:
+    """Run the tasks, spread over the threads in a fixed way; the first error is raised when all have stopped.
+
+    A task's own tasks run one after another, in its thread.
+    """
+    threads = min(thread_count(), len(tasks))
+    if threads < 2 or getattr(_here, "busy", False):
+        for task in tasks:
+            task()
+        return
+    with _single_threaded_blas():
+        others = [_pool().submit(_run_all, tasks[number::threads]) for number in range(1, threads)]
+        try:
+            _run_all(tasks[::threads])
+        finally:
+            errors = [other.exception() for other in others]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _run_all(tasks: list[Callable[[], None]]) -> None:
+    """Run tasks in this thread."""
+    _here.busy = True
+    try:
+        for task in tasks:
+            task()
+    finally:
+        _here.busy = False
+
+
+@contextlib.contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread while any caller is inside."""
+    global _holders, _widths
+    with _lock:
+        _holders += 1
+        if _holders == 1:
+            _widths = [library.get_num_threads() for library in _blas()]
+            for library in _blas():
+                library.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                for library, width in zip(_blas(), _widths, strict=True):
+                    library.set_num_threads(width)
+
+
+@lru_cache
+def _blas() -> list[Any]:
+    """Return handles on the BLAS libraries that NumPy loaded."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+@lru_cache
+def _pool() -> ThreadPoolExecutor:
+    """Return the pool of helper threads; the calling thread works too."""
+    return ThreadPoolExecutor(max(1, thread_count() - 1), thread_name_prefix="xpcnn")
+
+
+def _after_fork() -> None:
+    """Start over in a forked child: threads and held locks do not survive a fork."""
+    global _lock, _holders
+    _lock, _holders = threading.Lock(), 0
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

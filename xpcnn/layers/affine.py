@@ -1,0 +1,72 @@
+"""The fully connected layer, and flattening."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from xpcnn import ops
+from xpcnn.backend import Array
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
+from xpcnn.optim.initializers import HeNormal, Initializer, Zeros
+from xpcnn.random import Key
+
+
+@dataclass(frozen=True)
+class Affine(Layer):
+    """Multiply examples of any shape, flattened, by a matrix (in, out) and add a bias (out,)."""
+
+    out: int
+    bias: bool = True
+    init: Initializer = field(default_factory=HeNormal)
+
+    kind = "affine"
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Any shape -> (out,)."""
+        if not input_shape:
+            raise XpcnnError("Affine takes examples with at least one feature, got the shape ().")
+        return (self.out,)
+
+    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
+        """Weight (in, out) and bias (out,)."""
+        features = prod(input_shape)
+        weight = {"weight": Parameter((features, self.out), features, self.init)}
+        return weight | ({"bias": Parameter((self.out,), features, Zeros())} if self.bias else {})
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Multiply a batch."""
+        y, saved = ops.affine(x, params["weight"], params.get("bias"))
+        return y, saved, state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx and the gradients of weight and bias."""
+        dx, dweight, dbias = ops.affine_backward(dy, saved, need_dx=need_dx)
+        return dx, {"weight": dweight} | ({"bias": dbias} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """Make one axis of all an example's axes: (N, ...) -> (N, features)."""
+
+    kind = "flatten"
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Any shape -> (features,)."""
+        return (prod(input_shape),)
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Reshape a batch."""
+        return array_namespace(x).reshape(x, (x.shape[0], prod(x.shape[1:]))), x.shape, state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Reshape back."""
+        return array_namespace(dy).reshape(dy, saved) if need_dx else None, {}

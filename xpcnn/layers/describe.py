@@ -1,0 +1,57 @@
+"""Layers as plain data (for files) and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.activation import ReLU
+from xpcnn.layers.affine import Affine, Flatten
+from xpcnn.layers.base import Layer
+from xpcnn.layers.conv import Conv2D
+from xpcnn.layers.pool import MaxPool2D
+from xpcnn.layers.sequential import Sequential
+from xpcnn.optim.initializers import HeNormal, Normal, Zeros
+
+KNOWN: tuple[type[Any], ...] = (Conv2D, MaxPool2D, Affine, Flatten, ReLU, Sequential, HeNormal, Normal, Zeros)
+
+
+def to_config(value: Any) -> Any:
+    """Return a layer as nested dicts and lists of numbers, strings, booleans and None: JSON's types."""
+    if isinstance(value, Layer | HeNormal | Normal | Zeros):
+        options = {field.name: to_config(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
+        return {"type": type(value).__name__} | options
+    if isinstance(value, tuple | list):
+        return [to_config(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "__index__"):
+        return int(value)
+    raise XpcnnError(f"a layer's options must be numbers, strings, tuples or layers to be saved, got {value!r}.")
+
+
+def from_config(config: Any, custom: Iterable[type[Layer]] = ()) -> Any:
+    """Rebuild what `to_config` described; ``custom`` lists the caller's own layer classes.
+
+    Raises
+    ------
+    XpcnnError
+        For an unknown layer, or options it does not have.
+    """
+    known = {cls.__name__: cls for cls in (*KNOWN, *custom)}
+    if isinstance(config, list):
+        return tuple(from_config(item, custom) for item in config)
+    if not isinstance(config, dict):
+        return config
+    name = config.get("type")
+    if name not in known:
+        raise XpcnnError(f"the network has a layer of unknown type {name!r}; pass its class as custom=[...].")
+    options = {key: from_config(value, custom) for key, value in config.items() if key != "type"}
+    try:
+        if known[name] is Sequential:
+            return Sequential(*options["layers"], input_shape=options.get("input_shape"))
+        return known[name](**options)
+    except (TypeError, KeyError) as error:
+        raise XpcnnError(f"the network's {name} layer is described wrongly ({error}).") from None

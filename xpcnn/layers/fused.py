@@ -1,0 +1,74 @@
+"""Neighbouring layers that are cheaper to compute together; nobody writes these, `Sequential` finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xpcnn import ops
+from xpcnn.backend import Array
+from xpcnn.layers.activation import ReLU
+from xpcnn.layers.base import Arrays, Layer, Shape
+from xpcnn.layers.conv import Conv2D
+from xpcnn.layers.pool import MaxPool2D
+from xpcnn.random import Key
+
+FEW_COLUMNS = 256  # C·KH·KW up to which moving the columns costs more than the added multiplications
+
+
+@dataclass(frozen=True)
+class ConvReLUPool(Layer):
+    """`Conv2D`, `ReLU` and `MaxPool2D` as one op where the filters are small, else one after another."""
+
+    conv: Conv2D
+    relu: ReLU
+    pool: MaxPool2D
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """(C, H, W) -> (filters, PH, PW)."""
+        return self.pool.output_shape(self.conv.output_shape(input_shape))
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Run the three layers."""
+        weight, bias = params["weight"], params.get("bias")
+        if weight[0, ...].size <= FEW_COLUMNS:
+            options = {"stride": self.conv.stride, "padding": self.conv.padding, "pool_size": self.pool.kernel_size}
+            y, saved = ops.conv2d_relu_max_pool2d(x, weight, bias, **options)
+            return y, saved, state
+        y, conv_saved, _ = self.conv.forward(params, {}, x)
+        y, relu_saved, _ = self.relu.forward({}, {}, y)
+        y, pool_saved, _ = self.pool.forward({}, {}, y)
+        return y, [conv_saved, relu_saved, pool_saved], state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx and the convolution's gradients."""
+        if isinstance(saved, list):
+            conv_saved, relu_saved, pool_saved = saved
+            dy = ops.relu_backward(ops.max_pool2d_backward(dy, pool_saved), relu_saved)
+            return self.conv.backward(params, dy, conv_saved, need_dx=need_dx)
+        dx, dweight, dbias = ops.conv2d_relu_max_pool2d_backward(dy, saved, need_dx=need_dx)
+        return dx, {"weight": dweight} | ({"bias": dbias} if self.conv.bias else {})
+
+
+def fuse(layers: Sequence[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
+    """Replace every plain convolution, ReLU and non-overlapping max pool in a row by one step."""
+    steps: list[tuple[str, Layer]] = []
+    number = 0
+    while number < len(layers):
+        three = [layer for _, layer in layers[number : number + 3]]
+        if [type(layer) for layer in three] == [Conv2D, ReLU, MaxPool2D] and _plain(three[0], three[2]):
+            steps.append((layers[number][0], ConvReLUPool(*three)))  # type: ignore[arg-type]
+            number += 3
+        else:
+            steps.append(layers[number])
+            number += 1
+    return steps
+
+
+def _plain(conv: Any, pool: Any) -> bool:
+    """Whether the options are those of `xpcnn.ops.conv2d_relu_max_pool2d`."""
+    tiles = pool.stride in (None, pool.kernel_size) and not pool.ceil_mode
+    return conv.groups == 1 and conv.dilation in (1, (1, 1)) and tiles and (pool.padding, pool.dilation) == (0, 1)

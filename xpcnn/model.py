@@ -1,0 +1,295 @@
+"""A network with its parameters on one device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+import xpcnn
+from xpcnn.backend import Array, Backend, resolve_backend
+from xpcnn.errors import ArrayTypeError, DataError, XpcnnError
+from xpcnn.files import write_whole
+from xpcnn.layers import Layer, from_config, to_config
+from xpcnn.layers.base import Arrays, Shape
+from xpcnn.random import Key
+
+Host = np.ndarray[Any, Any]
+
+FORMAT = 1
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """How uint8 pixels become a model's floats: ``(pixel / 255 - mean) / std``."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, images: Array, dtype: str, xp: Any) -> Array:
+        """Return normalised images of a dtype."""
+        x = xp.astype(images, getattr(xp, dtype)) * (1.0 / (255.0 * self.std))
+        return x - self.mean / self.std if self.mean else x
+
+
+class Model:
+    """A network's parameters and state on one device, with prediction, saving and loading.
+
+    Parameters
+    ----------
+    net : Layer
+        The description, from `xpcnn.models` or written with `xpcnn.layers`.
+    device : str or Backend
+        As in `xpcnn.resolve_backend`.
+    seed : int
+        Of the initial parameters, which are the same on every device.
+    dtype : {"float32", "float64"}
+        Of parameters and computation.
+    input_shape : (C, H, W), optional
+        One example's shape, if the description does not state it.
+    normalise : Normalise
+        Applied to uint8 images; floats are taken as they are.
+    classes : sequence of str
+        The classes' names, for people.
+
+    Raises
+    ------
+    XpcnnError
+        When the network's shapes do not fit together, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        net: Layer,
+        device: str | Backend = "auto",
+        seed: int = 0,
+        *,
+        dtype: str = "float32",
+        input_shape: Sequence[int] | None = None,
+        normalise: Normalise | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        shape = input_shape or getattr(net, "input_shape", None)
+        if not isinstance(net, Layer) or shape is None:
+            raise XpcnnError("Model needs a network (a Layer) that states its input_shape, or input_shape=(C, H, W).")
+        if dtype not in DTYPES:
+            raise XpcnnError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+        self.net = net
+        self.backend = resolve_backend(device)
+        self.seed = seed
+        self.dtype = dtype
+        self.input_shape: Shape = tuple(shape)
+        self.output_shape = net.output_shape(self.input_shape)
+        self.normalise = normalise or Normalise()
+        self.classes = tuple(classes)
+        self._params = self._upload(net.initial_parameters(Key(seed), self.input_shape))
+        self._state = self._upload(net.initial_state(self.input_shape))
+
+    def parameters(self) -> Arrays:
+        """Return the trained arrays by path (``conv1/weight``), in the order of the layers, on the device."""
+        return dict(self._params)
+
+    def state(self) -> Arrays:
+        """Return the arrays that are kept but not trained, such as running means, by path."""
+        return dict(self._state)
+
+    def load_parameters(self, values: Mapping[str, Any]) -> None:
+        """Replace parameters (and state) by host or device arrays; every path must be there with its shape.
+
+        Raises
+        ------
+        XpcnnError
+            Naming the paths that are missing, unknown or of another shape; nothing is changed then.
+        """
+        params, state = self._params.keys(), self._state.keys()
+        self._check_shapes({path: tuple(value.shape) for path, value in values.items()})
+        uploaded = self._upload(values)
+        self._params = {path: uploaded[path] for path in params}
+        self._state = {path: uploaded[path] for path in state}
+
+    def replace_arrays(self, params: Arrays, state: Arrays) -> None:
+        """Take over new device arrays of the same paths and shapes, as a training step makes them."""
+        self._params, self._state = params, state
+
+    def as_input(self, x: Any) -> Array:
+        """Return a batch on the model's device in its dtype: uint8 is normalised, floats are only converted.
+
+        Raises
+        ------
+        XpcnnError
+            When the shape is not (N, *input_shape), or the values are neither uint8 nor floats.
+        """
+        x = self.backend.asarray(x)
+        if tuple(x.shape[1:]) != self.input_shape:
+            hint = " (a single image needs a batch axis: x[None])" if tuple(x.shape) == self.input_shape else ""
+            raise XpcnnError(f"the model takes batches (N, {_listed(self.input_shape)}), got {tuple(x.shape)}{hint}.")
+        xp = self.backend.xp
+        if x.dtype == xp.uint8:
+            return self.normalise(x, self.dtype, xp)
+        if not xp.isdtype(x.dtype, "real floating"):
+            raise ArrayTypeError(f"images must be uint8 or floats (normalised as in training), got {x.dtype}.")
+        return xp.astype(x, getattr(xp, self.dtype), copy=False)
+
+    def predict(self, x: Any, batch_size: int = 1000) -> Any:
+        """Return the network's outputs (logits) for images, computed in batches so that memory stays bounded.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W)
+            uint8 images, or floats normalised as in training; a NumPy array gives a NumPy array back, an array of the
+            device stays there.
+        batch_size : int
+            Images at a time.
+
+        Returns
+        -------
+        array (N, classes)
+        """
+        positive("batch_size", batch_size)
+        on_device = is_array_api_obj(x) and not isinstance(x, np.ndarray)
+        x = x if on_device else np.asarray(x)
+        xp = self.backend.xp
+        with self.backend.context():
+            starts = range(0, max(1, x.shape[0]), batch_size)
+            pieces = [self._forward(x[start : start + batch_size, ...]) for start in starts]
+            if on_device or self.backend.name == "numpy":
+                return xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]
+            return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters, state and description to a safetensors file, whole or not at all."""
+        from safetensors.numpy import save
+
+        description = {
+            "format": FORMAT,
+            "xpcnn": xpcnn.__version__,
+            "network": to_config(self.net),
+            "input_shape": list(self.input_shape),
+            "dtype": self.dtype,
+            "normalise": asdict(self.normalise),
+            "classes": list(self.classes),
+        }
+        arrays = self._params | self._state
+        host = {path: np.ascontiguousarray(self.backend.to_numpy(array)) for path, array in arrays.items()}
+        write_whole(path, save(host, metadata={"xpcnn": json.dumps(description)}))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | Backend = "auto", *, custom: Iterable[type[Layer]] = ()) -> Model:
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The safetensors file.
+        device : str or Backend
+            Where the model shall live.
+        custom : iterable of Layer classes
+            The caller's own layers, if the network has any.
+
+        Raises
+        ------
+        DataError
+            When the file is missing, truncated, corrupt or not an xpcnn model. Shapes are compared before any array
+            is read.
+        """
+        description, shapes, read = _open(Path(path))
+        try:
+            model = cls(
+                from_config(description["network"], tuple(custom)),
+                device,
+                dtype=description["dtype"],
+                input_shape=description["input_shape"],
+                normalise=Normalise(**description["normalise"]),
+                classes=description["classes"],
+            )
+            model._check_shapes(shapes)
+        except (XpcnnError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            if isinstance(error, XpcnnError) and not isinstance(error, DataError) and "asked for" in str(error):
+                raise
+            raise DataError(f"{path} is not a whole xpcnn model: {_reason(error)}") from None
+        model.load_parameters(read())
+        return model
+
+    def summary(self) -> str:
+        """Return a table of the layers with their output shapes and parameters."""
+        rows = [("layer", "type", "output shape", "parameters"), ("input", "", str(self.input_shape), "")]
+        shapes = getattr(self.net, "shapes", None)
+        layers = shapes(self.input_shape) if shapes else [("net", self.net, self.input_shape, self.output_shape)]
+        for name, layer, before, after in layers:
+            rows.append((name, type(layer).__name__, str(after), f"{layer.parameter_count(before):,}"))
+        total = self.net.parameter_count(self.input_shape)
+        rows.append(("total", "", "", f"{total:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = ["  ".join(f"{a:<{w}}" for a, w in zip(r[:3], widths, strict=False)) + f"  {r[3]:>{widths[3]}}" for r in rows]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def _forward(self, x: Any) -> Array:
+        """Run a batch through the network without training."""
+        y, _, _ = self.net.forward(self._params, self._state, self.as_input(x))
+        return y
+
+    def _upload(self, values: Mapping[str, Any]) -> Arrays:
+        """Put arrays on the device in the model's dtype."""
+        return {path: self.backend.asarray(value, self.dtype) for path, value in values.items()}
+
+    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        """Raise unless paths and shapes are exactly the model's."""
+        own = {path: tuple(array.shape) for path, array in (self._params | self._state).items()}
+        faults = [f"{path} is missing" for path in own if path not in shapes]
+        faults += [f"{path} is unknown" for path in shapes if path not in own]
+        faults += [
+            f"{path} has shape {shapes[path]} instead of {shape}"
+            for path, shape in own.items()
+            if path in shapes and shapes[path] != shape
+        ]
+        if faults:
+            raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise unless a value is a whole number of 1 or more."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise XpcnnError(f"{name} must be a whole number of 1 or more, not {value!r}.")
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
+    """Return a model file's description, its arrays' shapes, and a function that reads the arrays."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("xpcnn")
+            if text is None:
+                raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        description = json.loads(text)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a whole safetensors file ({error}).") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise DataError(f"{path} has another format than this xpcnn reads ({FORMAT}).")
+
+    def read() -> dict[str, Host]:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in shapes}
+
+    return description, shapes, read
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text as the end of a sentence."""
+    return str(error) if isinstance(error, XpcnnError) else f"its description is wrong ({error!r})."
+
+
+def _listed(shape: Shape) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,215 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xpcnn import ops
+from xpcnn.backend import Array
+from xpcnn.data import Dataset
+from xpcnn.errors import XpcnnError
+from xpcnn.model import Model, positive
+from xpcnn.optim import Optimizer
+from xpcnn.random import Key
+
+Loss = tuple[Callable[..., tuple[Array, Any]], Callable[[Any], Array]]
+LOSSES: dict[str, Loss] = {
+    "softmax_cross_entropy": (ops.softmax_cross_entropy, ops.softmax_cross_entropy_backward),
+}
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; epoch 0 is the state before training, with no loss."""
+
+    epoch: int
+    loss: float | None  # mean over the epoch's updates
+    train_accuracy: float  # fraction of the whole training set, after the epoch
+    test_accuracy: float | None
+    seconds: float  # training and evaluation
+    images_per_second: float | None  # of training alone
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
+        return asdict(self)
+
+
+@dataclass
+class History:
+    """The loss of every update and the record of every epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a model: one `step` per batch, or `fit` for whole epochs.
+
+    Parameters
+    ----------
+    model : Model
+        Its parameters are replaced by each step.
+    optimizer : Optimizer
+        From `xpcnn.optim`.
+    loss : str or (forward, backward)
+        ``"softmax_cross_entropy"``, or a pair ``forward(y, t) -> (loss, saved)``, ``backward(saved) -> dy``.
+    """
+
+    def __init__(self, model: Model, optimizer: Optimizer, loss: str | Loss = "softmax_cross_entropy") -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.steps = 0  # updates made so far
+        self.opt_state = optimizer.init(model.parameters())
+
+    def step(self, x: Any, t: Any) -> Array:
+        """Make one update from a batch and return its loss, which stays on the device.
+
+        Parameters
+        ----------
+        x : array (N, C, H, W)
+            uint8 images or normalised floats, on the host or the device.
+        t : array (N,) or (N, K)
+            Labels or probabilities.
+        """
+        model = self.model
+        forward, backward = self.loss
+        with model.backend.context():
+            params = model.parameters()
+            key = Key(model.seed).child("step", self.steps)
+            y, saved, state = model.net.forward(params, model.state(), model.as_input(x), train=True, key=key)
+            loss, loss_saved = forward(y, model.backend.asarray(t))
+            _, grads = model.net.backward(params, backward(loss_saved), saved, need_dx=False)
+            params, self.opt_state = self.optimizer.update(grads, self.opt_state, params, self.steps)
+            model.replace_arrays(params, state)
+        self.steps += 1
+        return loss
+
+    def fit(
+        self,
+        train: Dataset | tuple[Any, Any],
+        test: Dataset | tuple[Any, Any] | None = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 100,
+        on_step: Callable[[int, int], None] | None = None,
+        on_epoch: Callable[[Epoch, list[float]], None] | None = None,
+    ) -> History:
+        """Train for whole epochs in an order shuffled by the model's seed; the last batch may be short.
+
+        Parameters
+        ----------
+        train, test : Dataset or (images, labels)
+            Images stay as they are (uint8 is a quarter of float32) and are normalised batch by batch.
+        epochs, batch_size : int
+            How long, and how many images per update.
+        on_step : callable, optional
+            Called with (epoch, images done in it) after each update.
+        on_epoch : callable, optional
+            Called with the epoch's record and its losses; first with epoch 0, before any training.
+
+        Returns
+        -------
+        History
+            Every update's loss and every epoch's record.
+
+        Raises
+        ------
+        XpcnnError
+            When an argument is wrong, or the loss is no longer a number at the end of an epoch.
+        """
+        positive("epochs", epochs)
+        positive("batch_size", batch_size)
+        train = as_dataset(train)
+        test = None if test is None else as_dataset(test)
+        if not len(train):
+            raise XpcnnError("there are no training images.")
+        history = History()
+        backend = self.model.backend
+        images, labels = backend.asarray(train.images), backend.asarray(train.labels)
+        for epoch in range(epochs + 1):
+            start = time.perf_counter()
+            losses: list[float] = []
+            if epoch:
+                losses = self._run_epoch(images, labels, epoch, batch_size, on_step)
+            trained = time.perf_counter() - start
+            record = Epoch(
+                epoch,
+                math.fsum(losses) / len(losses) if losses else None,
+                evaluate(self.model, train, images)[0],
+                None if test is None else evaluate(self.model, test)[0],
+                time.perf_counter() - start,
+                len(train) / trained if epoch else None,
+            )
+            history.losses += losses
+            history.epochs.append(record)
+            if record.loss is not None and not math.isfinite(record.loss):
+                raise XpcnnError(f"the loss is no longer a number in epoch {epoch}; a smaller --lr may help.")
+            if on_epoch:
+                on_epoch(record, losses)
+        return history
+
+    def _run_epoch(
+        self,
+        images: Array,
+        labels: Array,
+        epoch: int,
+        batch_size: int,
+        on_step: Callable[[int, int], None] | None,
+    ) -> list[float]:
+        """Make one pass over the device's images; read the losses back once, at its end."""
+        backend, xp = self.model.backend, self.model.backend.xp
+        order = Key(self.model.seed).child("shuffle", epoch).generator().permutation(images.shape[0])
+        losses = []
+        with backend.context():
+            order = backend.asarray(order)
+            for start in range(0, images.shape[0], batch_size):
+                chosen = order[start : start + batch_size]
+                losses.append(self.step(xp.take(images, chosen, axis=0), xp.take(labels, chosen, axis=0)))
+                if on_step:
+                    on_step(epoch, min(start + batch_size, images.shape[0]))
+            return [float(loss) for loss in backend.to_numpy(xp.stack(losses))]
+
+
+def evaluate(model: Model, data: Dataset, images: Array | None = None) -> tuple[float, float]:
+    """Return the accuracy (a fraction) and the mean loss of a model on labelled images, in bounded memory.
+
+    ``images`` may give the data set's images where they already lie on the model's device.
+    """
+    if not len(data):
+        raise XpcnnError("there are no images to evaluate.")
+    backend, xp = model.backend, model.backend.xp
+    images = backend.asarray(data.images) if images is None else images
+    right, loss = [], []
+    with backend.context():
+        labels = backend.asarray(data.labels)
+        for rows in _batches(len(data)):
+            logits = model.predict(images[rows, ...], EVALUATION_BATCH)
+            right.append(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels[rows], xp.int64)))
+            loss.append(ops.softmax_cross_entropy(logits, labels[rows], reduction="sum")[0])
+        correct = int(backend.to_numpy(xp.stack(right)).sum())
+        total = math.fsum(map(float, backend.to_numpy(xp.stack(loss))))
+    return correct / len(data), total / len(data)
+
+
+def as_dataset(data: Dataset | tuple[Any, Any]) -> Dataset:
+    """Return a data set from one, or from a pair of host arrays."""
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise XpcnnError("data must be a Dataset or a pair (images, labels).")
+    return Dataset(np.asarray(data[0]), np.asarray(data[1]))
+
+
+def _batches(rows: int) -> Iterator[slice]:
+    """Cut rows into evaluation batches."""
+    return (slice(start, start + EVALUATION_BATCH) for start in range(0, rows, EVALUATION_BATCH))
