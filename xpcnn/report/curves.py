@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from xpcnn.files import write_whole
-from xpcnn.training import Epoch
 
 
-def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Epoch], title: str) -> None:
+def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw a PNG: on the left every update's loss and its running mean, on the right accuracy by epoch.
 
     Parameters
@@ -20,8 +20,8 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Epoc
         Of the PNG, written whole or not at all.
     losses : sequence of float
         One per update.
-    epochs : sequence of Epoch
-        From epoch 0, before training, on.
+    epochs : sequence of mappings
+        Records with ``epoch``, ``train_accuracy`` and ``test_accuracy`` (or None), from epoch 0, before training.
     title : str
         Above both.
     """
@@ -43,12 +43,11 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Epoc
         left.set_yscale("log")
     left.legend()
 
-    numbers = [epoch.epoch for epoch in epochs]
-    right.plot(numbers, [e.train_accuracy for e in epochs], "o-", label=f"train, last {_percent(epochs[-1].train_accuracy)}")
-    tested = [(e.epoch, e.test_accuracy) for e in epochs if e.test_accuracy is not None]
-    if tested:
-        right.plot(*zip(*tested, strict=True), "s--", label=f"test, last {_percent(tested[-1][1])}")
-    later = [a for e in epochs[1:] for a in (e.train_accuracy, e.test_accuracy) if a is not None]
+    for part, style in (("train", "o-"), ("test", "s--")):
+        points = [(e["epoch"], e[f"{part}_accuracy"]) for e in epochs if e[f"{part}_accuracy"] is not None]
+        if points:
+            right.plot(*zip(*points, strict=True), style, label=f"{part}, last {100 * points[-1][1]:.2f} %")
+    later = [e[name] for e in epochs[1:] for name in ("train_accuracy", "test_accuracy") if e[name] is not None]
     if later:  # an untrained network's accuracy would squeeze all others together
         low = min(later)
         right.set_ylim(max(0.0, low - 0.15 * (1.001 - low)), 1.0 + 0.05 * (1.001 - low))
@@ -68,6 +67,3 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Return, at each place, the mean of the last ``window`` values (of fewer at the start)."""
     return [math.fsum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
 
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"

@@ -1,0 +1,7 @@
+"""``python -m xpcnn``."""
+
+import sys
+
+from xpcnn.cli import main
+
+sys.exit(main())

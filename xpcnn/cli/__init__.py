@@ -1,0 +1,59 @@
+"""The command line: every fault is one sentence on standard error and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from xpcnn import __version__
+from xpcnn.cli.evaluate import evaluate_command
+from xpcnn.cli.info import info_command
+from xpcnn.cli.predict import predict_command
+from xpcnn.cli.train import train_command
+from xpcnn.errors import XpcnnError
+
+INTERRUPTED = 130
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="xpcnn")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Train and run convolutional networks on NumPy or, with --device cuda, on an NVIDIA GPU."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (train_command, evaluate_command, predict_command, info_command):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except XpcnnError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("xpcnn: interrupted.", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe went away, which is its right
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that closing the real one says nothing more
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}.")
+    except MemoryError:
+        return _fail("there is not enough memory; a smaller --batch-size needs less.")
+    return result if isinstance(result, int) else 0
+
+
+def _fail(sentence: str) -> int:
+    """Say what is wrong, in one line, and return 2."""
+    click.echo(f"xpcnn: error: {' '.join(sentence.split())}", err=True)
+    return 2
