@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError
 from xpcnn.files import write_whole
 from xpcnn.layers import Layer, from_config, to_config
-from xpcnn.layers.base import Arrays, Shape
+from xpcnn.layers.base import Arrays, Parameter, Shape
 from xpcnn.random import Key
 
 Host = np.ndarray[Any, Any]
@@ -31,6 +32,11 @@ class Normalise:
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would not give numbers."""
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise XpcnnError(f"normalise needs a finite mean and a std above 0, not {self.mean!r} and {self.std!r}.")
 
     def __call__(self, images: Array, dtype: str, xp: Any) -> Array:
         """Return normalised images of a dtype."""
@@ -57,6 +63,8 @@ class Model:
         Applied to uint8 images; floats are taken as they are.
     classes : sequence of str
         The classes' names, for people.
+    values : mapping, optional
+        Parameters and state by path to start with, instead of drawn ones.
 
     Raises
     ------
@@ -74,6 +82,7 @@ class Model:
         input_shape: Sequence[int] | None = None,
         normalise: Normalise | None = None,
         classes: Sequence[str] = (),
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         shape = input_shape or getattr(net, "input_shape", None)
         if not isinstance(net, Layer) or shape is None:
@@ -88,8 +97,12 @@ class Model:
         self.output_shape = net.output_shape(self.input_shape)
         self.normalise = normalise or Normalise()
         self.classes = tuple(classes)
-        self._params = self._upload(net.initial_parameters(Key(seed), self.input_shape))
-        self._state = self._upload(net.initial_state(self.input_shape))
+        self._params: Arrays = {}
+        self._state: Arrays = {}
+        if values is None:
+            values = net.initial_parameters(Key(seed), self.input_shape)
+            values |= net.initial_state(Key(seed), self.input_shape)
+        self.load_parameters(values)
 
     def parameters(self) -> Arrays:
         """Return the trained arrays by path (``conv1/weight``), in the order of the layers, on the device."""
@@ -107,9 +120,9 @@ class Model:
         XpcnnError
             Naming the paths that are missing, unknown or of another shape; nothing is changed then.
         """
-        params, state = self._params.keys(), self._state.keys()
-        self._check_shapes({path: tuple(value.shape) for path, value in values.items()})
-        uploaded = self._upload(values)
+        params, state = self.net.parameters(self.input_shape), self.net.state(self.input_shape)
+        _check_shapes(params | state, {path: tuple(value.shape) for path, value in values.items()})
+        uploaded = {path: self.backend.asarray(value, self.dtype) for path, value in values.items()}
         self._params = {path: uploaded[path] for path in params}
         self._state = {path: uploaded[path] for path in state}
 
@@ -156,8 +169,7 @@ class Model:
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
         with self.backend.context():
-            starts = range(0, max(1, x.shape[0]), batch_size)
-            pieces = [self._forward(x[start : start + batch_size, ...]) for start in starts]
+            pieces = [self._forward(x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
             if on_device or self.backend.name == "numpy":
                 return xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]
             return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
@@ -199,22 +211,31 @@ class Model:
             is read.
         """
         description, shapes, read = _open(Path(path))
+        backend = resolve_backend(device)
         try:
-            model = cls(
-                from_config(description["network"], tuple(custom)),
-                device,
+            net, shape = from_config(description["network"], tuple(custom)), tuple(description["input_shape"])
+            if not isinstance(net, Layer) or not all(isinstance(n, int) and n > 0 for n in shape):
+                raise XpcnnError("its network or input shape is none.")
+            _check_shapes(net.parameters(shape) | net.state(shape), shapes)
+            return cls(
+                net,
+                backend,
                 dtype=description["dtype"],
-                input_shape=description["input_shape"],
+                input_shape=shape,
                 normalise=Normalise(**description["normalise"]),
                 classes=description["classes"],
+                values=read(),
             )
-            model._check_shapes(shapes)
-        except (XpcnnError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            if isinstance(error, XpcnnError) and not isinstance(error, DataError) and "asked for" in str(error):
-                raise
+        except (
+            XpcnnError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise DataError(f"{path} is not a whole xpcnn model: {_reason(error)}") from None
-        model.load_parameters(read())
-        return model
 
     def summary(self) -> str:
         """Return a table of the layers with their output shapes and parameters."""
@@ -226,7 +247,9 @@ class Model:
         total = self.net.parameter_count(self.input_shape)
         rows.append(("total", "", "", f"{total:,}"))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join(f"{a:<{w}}" for a, w in zip(r[:3], widths, strict=False)) + f"  {r[3]:>{widths[3]}}" for r in rows]
+        lines = [
+            "  ".join(f"{a:<{w}}" for a, w in zip(r[:3], widths, strict=False)) + f"  {r[3]:>{widths[3]}}" for r in rows
+        ]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
@@ -235,22 +258,23 @@ class Model:
         y, _, _ = self.net.forward(self._params, self._state, self.as_input(x))
         return y
 
-    def _upload(self, values: Mapping[str, Any]) -> Arrays:
-        """Put arrays on the device in the model's dtype."""
-        return {path: self.backend.asarray(value, self.dtype) for path, value in values.items()}
 
-    def _check_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        """Raise unless paths and shapes are exactly the model's."""
-        own = {path: tuple(array.shape) for path, array in (self._params | self._state).items()}
-        faults = [f"{path} is missing" for path in own if path not in shapes]
-        faults += [f"{path} is unknown" for path in shapes if path not in own]
-        faults += [
-            f"{path} has shape {shapes[path]} instead of {shape}"
-            for path, shape in own.items()
-            if path in shapes and shapes[path] != shape
-        ]
-        if faults:
-            raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+def _check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape]) -> None:
+    """Raise unless paths and shapes are exactly the network's."""
+    faults = [f"{path} is missing" for path in expected if path not in shapes]
+    faults += [f"{path} is unknown" for path in shapes if path not in expected]
+    faults += [
+        f"{path} has shape {shapes[path]} instead of {parameter.shape}"
+        for path, parameter in expected.items()
+        if path in shapes and shapes[path] != parameter.shape
+    ]
+    if faults:
+        raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+
+
+def batches(rows: int, size: int) -> list[slice]:
+    """Cut rows into batches, the last one short; no rows are one empty batch."""
+    return [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
 
 
 def positive(name: str, value: Any) -> None:

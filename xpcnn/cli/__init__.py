@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
 
 from xpcnn import __version__
+from xpcnn.cli.common import fail
 from xpcnn.cli.evaluate import evaluate_command
 from xpcnn.cli.info import info_command
 from xpcnn.cli.predict import predict_command
@@ -33,12 +36,16 @@ for command in (train_command, evaluate_command, predict_command, info_command):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may have a name that cannot be printed
     try:
-        result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numbers that overflow show in the loss
+            result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
     except click.ClickException as error:
-        return _fail(error.format_message())
+        return fail(error.format_message())
     except XpcnnError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("xpcnn: interrupted.", err=True)
         return INTERRUPTED
@@ -47,13 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}.")
+        return fail(f"{where}{error.strerror or error}.")
     except MemoryError:
-        return _fail("there is not enough memory; a smaller --batch-size needs less.")
+        return fail("there is not enough memory; a smaller --batch-size needs less.")
     return result if isinstance(result, int) else 0
-
-
-def _fail(sentence: str) -> int:
-    """Say what is wrong, in one line, and return 2."""
-    click.echo(f"xpcnn: error: {' '.join(sentence.split())}", err=True)
-    return 2

@@ -27,6 +27,12 @@ def data_dir_option(command: Command) -> Command:
     return click.option("--data-dir", type=click.Path(), help=text)(command)
 
 
+def fail(sentence: str) -> int:
+    """Say what is wrong, in one line, and return 2."""
+    click.echo(f"xpcnn: error: {' '.join(sentence.split())}", err=True)
+    return 2
+
+
 def open_for_use(run: str, device: str) -> tuple[Model, dict[str, Any]]:
     """Return a run's model and settings; how ``auto`` decided goes to standard error."""
     from xpcnn.training.run import open_run

@@ -35,7 +35,10 @@ def info_command(as_json: bool) -> None:
         return
     click.echo(f"xpcnn {facts['xpcnn']}, Python {facts['python']}, {facts['platform']}")
     click.echo(f"cores: {facts['cores']}, threads used: {facts['threads']}")
-    click.echo("BLAS:  " + (", ".join(f"{b['name']} {b['version']}, {b['threads']} thread(s)" for b in facts["blas"]) or "unknown"))
+    click.echo(
+        "BLAS:  "
+        + (", ".join(f"{b['name']} {b['version']}, {b['threads']} thread(s)" for b in facts["blas"]) or "unknown")
+    )
     click.echo("backends:")
     for name, version in facts["backends"].items():
         click.echo(f"  {name:<17} {version or 'not installed'}")
@@ -86,5 +89,5 @@ def _blas() -> list[dict[str, Any]]:
             {"name": library["internal_api"], "version": library["version"], "threads": library["num_threads"]}
             for library in loaded
         ]
-    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return [{"name": built["name"], "version": built["version"], "threads": "unknown"}]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xpcnn.cli.common import device_option, open_for_use
+from xpcnn.cli.common import device_option, fail, open_for_use
 from xpcnn.data import read_picture
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import DataError, XpcnnError
@@ -24,9 +24,7 @@ from xpcnn.errors import DataError, XpcnnError
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to print.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def predict_command(
-    run: str, pictures: tuple[str, ...], polarity: str, top: int, device: str, as_json: bool
-) -> int:
+def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int, device: str, as_json: bool) -> int:
     """Classify pictures of any size with RUN (a run's directory or a model file).
 
     PNG, JPEG, BMP, GIF and WebP are read. A picture is made grey if the model is, inverted if it is dark ink on a
@@ -34,13 +32,13 @@ def predict_command(
     """
     model, settings = open_for_use(run, device)
     if len(model.input_shape) != 3 or len(model.output_shape) != 1:
-        raise XpcnnError(f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}.")
+        raise XpcnnError(
+            f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}."
+        )
     images, names, faults = [], [], []
     for path in pictures:
         try:
-            image = read_picture(
-                path, model.input_shape, polarity=polarity, center=settings.get("dataset") == "mnist"
-            )  # type: ignore[arg-type]
+            image = read_picture(path, model.input_shape, polarity=polarity, center=settings.get("dataset") == "mnist")
         except DataError as error:
             faults.append(str(error))
         else:
@@ -55,7 +53,7 @@ def predict_command(
             best = "   ".join(f"{p['class']} {100 * p['probability']:6.2f} %" for p in result["predictions"])
             click.echo(f"{result['image']:<{width}}   {best}")
     for fault in faults:
-        click.echo(f"xpcnn: error: {fault}", err=True)
+        fail(fault)
     return 2 if faults else 0
 
 

@@ -54,13 +54,15 @@ def train_command(**options: Any) -> int:
     update = optimizer(options["lr"])
     backend = resolve_backend(options["device"])
     train, test = load_dataset(options["dataset"], options["data_dir"])
+    if options["data_dir"]:
+        options["data_dir"] = os.path.abspath(options["data_dir"])  # for `evaluate` from another directory
     net = MODELS[options["model"]](train.images.shape[1:], len(train.classes))
     model = Model(net, backend, options["seed"], dtype=options["dtype"], classes=train.classes)
     trainer = Trainer(model, update)
     run = Run.create(out, options, model)
-    view = (_Silent if quiet else _Bar if sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
+    view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
     view.say(f"{options['model']} on {options['dataset']}: {len(train):,} training and {len(test):,} test images, "
-             f"{sum(p.size for p in model.parameters().values()):,} parameters")  # fmt: skip
+             f"{net.parameter_count(model.input_shape):,} parameters")  # fmt: skip
     view.say(f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
              f"{options['dtype']}")  # fmt: skip
     view.say(f"{backend.label}: {backend.reason}")
@@ -108,8 +110,7 @@ class _Lines:
         pass
 
     def say(self, text: str) -> None:
-        click.echo(text)
-        sys.stdout.flush()
+        click.echo(text)  # which flushes
 
     def move(self, epoch: int, images: int) -> None:
         pass

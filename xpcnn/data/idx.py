@@ -79,8 +79,8 @@ def _read(file: IO[bytes], path: Path, axes: int, cap: int, most: int) -> np.nda
         raise DataError(f"{path} ends inside its header.")
     shape = struct.unpack(f">{axes}I", lengths)
     count = prod(shape)
-    if count > cap:
-        raise DataError(f"{path} claims {count:,} values (shape {shape}), more than the {cap:,} that are accepted.")
+    if prod(max(1, length) for length in shape) > cap:  # beside a 0, too: NumPy has no such shapes
+        raise DataError(f"{path} claims the shape {shape}, more than the {cap:,} values that are accepted.")
     if count > most:
         raise DataError(f"{path} is truncated: its header claims {count:,} values (shape {shape}), it is too short.")
     values = bytearray()

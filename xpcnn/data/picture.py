@@ -88,7 +88,9 @@ def _open(path: Path, mode: str) -> Host:
                     clear = picture.convert("RGBA")
                     picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
                 return np.asarray(picture.convert(mode))
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise DataError(f"{path} has more than {MOST_PIXELS:,} pixels.") from None
+    except UnidentifiedImageError:
         raise DataError(f"{path} is not a picture in one of the formats {', '.join(FORMATS)}.") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, DataError):

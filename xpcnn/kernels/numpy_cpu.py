@@ -40,7 +40,7 @@ def pad(x: Array, win: Window, fill: float, xp: Namespace) -> Array:
     """Return the part of x that the windows cover, with ``fill`` outside the image: (N, C, *extent)."""
     if not win.is_padded:
         return x
-    padded = np.full((*x.shape[:2], *win.extent), fill, dtype=x.dtype)
+    padded: Array = np.full((*x.shape[:2], *win.extent), fill, dtype=x.dtype)
     into, out_of = win.inside
     padded[(..., *into)] = x[(..., *out_of)]
     return padded
@@ -54,13 +54,13 @@ def window_slices(x: Array, win: Window, fill: float, xp: Namespace) -> list[Arr
 
 def add_slices(parts: Iterable[Array], like: Array, win: Window, xp: Namespace) -> Array:
     """Adjoint of `window_slices`: add each kernel element's part (N, C, *out) to the inputs it met."""
-    total = np.zeros((*like.shape[:2], *win.extent), dtype=like.dtype)
+    total: Array = np.zeros((*like.shape[:2], *win.extent), dtype=like.dtype)
     for part, piece in zip(parts, win.slices, strict=True):
         total[(..., *piece)] += part
     if win.extent == win.size and not any(win.before):
         return total
     into, out_of = win.inside
-    dx = np.zeros((*like.shape[:2], *win.size), dtype=like.dtype)
+    dx: Array = np.zeros((*like.shape[:2], *win.size), dtype=like.dtype)
     dx[(..., *out_of)] = total[(..., *into)]
     return dx
 

@@ -7,6 +7,7 @@ A window step and its adjoint: ``window_slices`` and ``add_slices``, ``im2col`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -120,7 +121,7 @@ def blocks(rows: int, bytes_per_row: int, budget: int, workers: int = 1) -> list
     count = -(-rows // most)
     count = max(1, min(rows, -(-count // workers) * workers))
     edges = [rows * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def sum_in_order(results: list[Arrays]) -> Arrays:

@@ -60,9 +60,7 @@ class Window:
     @cached_property
     def inside(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """The part of the padded input that is input: its slice of the padded array and of the input."""
-        lengths = [
-            max(0, min(n, e - b)) for n, e, b in zip(self.size, self.extent, self.before, strict=True)
-        ]
+        lengths = [max(0, min(n, e - b)) for n, e, b in zip(self.size, self.extent, self.before, strict=True)]
         padded = tuple(slice(b, b + m) for b, m in zip(self.before, lengths, strict=True))
         return padded, tuple(slice(0, m) for m in lengths)
 

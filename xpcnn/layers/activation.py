@@ -18,7 +18,7 @@ class ReLU(Layer):
     kind = "relu"
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """The shape stays."""
+        """Return the same shape."""
         return input_shape
 
     def forward(

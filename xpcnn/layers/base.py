@@ -41,8 +41,8 @@ class Layer(ABC):
         """Return a description of each parameter."""
         return {}
 
-    def initial_state(self, input_shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the non-trained state at the start, such as running means."""
+    def state(self, input_shape: Shape) -> dict[str, Parameter]:
+        """Return a description of each array that is kept but not trained, such as running means."""
         return {}
 
     @abstractmethod
@@ -57,11 +57,17 @@ class Layer(ABC):
 
     def initial_parameters(self, key: Key, input_shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial float64 parameters on the host, each from a stream named by its path."""
-        drawn = {}
-        for path, (shape, fan_in, initial) in self.parameters(input_shape).items():
-            drawn[path] = initial.draw(key.child("init", path), shape, fan_in)
-        return drawn
+        return _draw(self.parameters(input_shape), key)
+
+    def initial_state(self, key: Key, input_shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
+        """Make the initial float64 state on the host."""
+        return _draw(self.state(input_shape), key)
 
     def parameter_count(self, input_shape: Shape) -> int:
         """Return how many numbers are trained."""
         return sum(prod(parameter.shape) for parameter in self.parameters(input_shape).values())
+
+
+def _draw(described: dict[str, Parameter], key: Key) -> dict[str, np.ndarray[Any, Any]]:
+    """Draw every array from the stream that its path names."""
+    return {path: p.initial.draw(key.child("init", path), p.shape, p.fan_in) for path, p in described.items()}

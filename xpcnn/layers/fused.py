@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from xpcnn import ops
@@ -34,7 +35,7 @@ class ConvReLUPool(Layer):
     ) -> tuple[Array, Any, Arrays]:
         """Run the three layers."""
         weight, bias = params["weight"], params.get("bias")
-        if weight[0, ...].size <= FEW_COLUMNS:
+        if prod(weight.shape[1:]) <= FEW_COLUMNS:
             options = {"stride": self.conv.stride, "padding": self.conv.padding, "pool_size": self.pool.kernel_size}
             y, saved = ops.conv2d_relu_max_pool2d(x, weight, bias, **options)
             return y, saved, state

@@ -29,9 +29,7 @@ class MaxPool2D(Layer):
         """(C, H, W) -> (C, OH, OW)."""
         if len(input_shape) != 3:
             raise XpcnnError(f"MaxPool2D takes images (C, H, W), got the shape {input_shape}.")
-        win = pool_window(
-            input_shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
-        )
+        win = pool_window(input_shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return (input_shape[0], *win.out)
 
     def forward(

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
@@ -63,10 +61,10 @@ class Sequential(Layer):
         rows = self.shapes(input_shape)
         return {f"{name}/{path}": p for name, layer, shape, _ in rows for path, p in layer.parameters(shape).items()}
 
-    def initial_state(self, input_shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
+    def state(self, input_shape: Shape) -> dict[str, Parameter]:
         """Return every layer's state under ``name/path``."""
         rows = self.shapes(input_shape)
-        return {f"{name}/{path}": s for name, layer, shape, _ in rows for path, s in layer.initial_state(shape).items()}
+        return {f"{name}/{path}": s for name, layer, shape, _ in rows for path, s in layer.state(shape).items()}
 
     def forward(
         self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
@@ -93,9 +91,7 @@ class Sequential(Layer):
         dx: Array | None = dy
         for number in range(len(self._steps) - 1, stop - 1, -1):
             name, layer = self._steps[number]
-            dx, found = layer.backward(
-                params_of.get(name, {}), dx, saved[number], need_dx=need_dx or number > stop
-            )
+            dx, found = layer.backward(params_of.get(name, {}), dx, saved[number], need_dx=need_dx or number > stop)
             grads.update({f"{name}/{path}": array for path, array in found.items()})
         return dx if need_dx else None, {path: grads[path] for path in params}
 

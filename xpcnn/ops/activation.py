@@ -27,4 +27,3 @@ def relu_backward(dy: Array, saved: ReLUSaved) -> Array:
     xp = _check.namespace(None, dy=dy, y=saved.y)
     _check.same_shape("dy", dy, saved.y.shape, "the shape of y")
     return kernels.of(xp).keep(dy, saved.y > 0, xp)
-

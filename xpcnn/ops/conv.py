@@ -27,7 +27,7 @@ class ConvSaved(NamedTuple):
 
 
 def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, groups: int, xp: Namespace) -> Array:
-    """Y = W·im2col(X) + b, a block of images at a time. (N, C, *size) -> (N, F, *out)."""
+    """Return Y = W·im2col(X) + b, a block of images at a time: (N, C, *size) -> (N, F, *out)."""
     k = kernels.of(xp)
     channels, filters = x.shape[1], weight.shape[0]
     w = xp.reshape(weight, (groups, filters // groups, weight.shape[1] * win.taps))  # (G, F/G, C/G·K)
@@ -48,7 +48,7 @@ def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, group
 def conv_backward(
     dy: Array, x: Array, weight: Array, win: Window, groups: int, need_dx: bool, xp: Namespace
 ) -> tuple[Array | None, Array, Array]:
-    """dW = dY·im2col(X)ᵀ, db = Σ dY, dX = col2im(Wᵀ·dY); returns (dx, dweight, dbias)."""
+    """Return (dx, dweight, dbias): dW = dY·im2col(X)ᵀ, db = Σ dY, dX = col2im(Wᵀ·dY)."""
     k = kernels.of(xp)
     channels, filters = x.shape[1], weight.shape[0]
     w_t = xp.reshape(weight, (groups, filters // groups, weight.shape[1] * win.taps)).mT  # (G, C/G·K, F/G)

@@ -118,7 +118,9 @@ def padding_pairs(padding: Any, size: Ints, kernel: Ints, stride: Ints, dilation
     for pair in pairs:
         whole = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_int, pair))
         if not whole or min(pair) < 0:
-            raise XpcnnError(f"padding must be whole numbers of 0 or more, alone or as (before, after), not {padding!r}.")
+            raise XpcnnError(
+                f"padding must be whole numbers of 0 or more, alone or as (before, after), not {padding!r}."
+            )
     return [(operator.index(a), operator.index(b)) for a, b in pairs]
 
 

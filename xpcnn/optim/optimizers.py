@@ -106,9 +106,7 @@ def adagrad(lr: float | Schedule = 0.01, *, eps: float = 1e-7) -> Optimizer:
     return Optimizer("adagrad", init, update)
 
 
-def adam(
-    lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
-) -> Optimizer:
+def adam(lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam: ``m = β₁m + (1-β₁)g; v = β₂v + (1-β₂)g²; p = p - lr·m̂ / (√v̂ + ε)``, m̂ and v̂ corrected for their start.
 
     Parameters

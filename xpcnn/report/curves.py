@@ -54,7 +54,8 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
     right.set(xlabel="epoch", ylabel="accuracy", title="Accuracy, after each epoch")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.legend(loc="lower right")
+    if epochs:
+        right.legend(loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
 
@@ -66,4 +67,3 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Return, at each place, the mean of the last ``window`` values (of fewer at the start)."""
     return [math.fsum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
-

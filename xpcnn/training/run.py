@@ -58,7 +58,7 @@ class Run:
                 raise XpcnnError(f"{directory} exists and is not an empty directory; choose another --out.")
             directory.mkdir(parents=True, exist_ok=True)
         config = {"train": settings, "environment": environment(model.backend)}
-        write_whole(directory / CONFIG, to_toml(config).encode())
+        write_whole(directory / CONFIG, to_toml(config).encode(errors="replace"))
         return cls(directory, model)
 
     def record(self, epoch: Epoch, losses: Sequence[float]) -> None:
@@ -95,8 +95,11 @@ def open_run(path: str | Path, backend: str | Backend) -> tuple[Model, dict[str,
     if config.is_file():
         try:
             settings = tomllib.loads(config.read_text(encoding="utf-8"))["train"]
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:  # tomllib's and the decoder's errors are ValueErrors
             raise DataError(f"{config} is not a run's configuration ({error}).") from None
+        texts = [settings.get(key, "") for key in ("dataset", "data_dir")] if isinstance(settings, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{config} is not a run's configuration ([train] has values of the wrong type).")
     return Model.load(file, backend), settings
 
 
@@ -125,8 +128,11 @@ def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Write one value; JSON's strings, numbers and booleans are TOML's (repr keeps a float one)."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=True)
+    """Write one value; JSON's strings, numbers and booleans are TOML's, but for two exceptions.
+
+    A float stays one with repr, and TOML wants DEL escaped (JSON's ASCII form has surrogates, which TOML has not).
+    """
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _score(epoch: Epoch) -> float:

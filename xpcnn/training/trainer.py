@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset
 from xpcnn.errors import XpcnnError
-from xpcnn.model import Model, positive
+from xpcnn.model import Model, batches, positive
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
 
@@ -172,11 +172,11 @@ class Trainer:
         losses = []
         with backend.context():
             order = backend.asarray(order)
-            for start in range(0, images.shape[0], batch_size):
-                chosen = order[start : start + batch_size]
+            for rows in batches(images.shape[0], batch_size):
+                chosen = order[rows]
                 losses.append(self.step(xp.take(images, chosen, axis=0), xp.take(labels, chosen, axis=0)))
                 if on_step:
-                    on_step(epoch, min(start + batch_size, images.shape[0]))
+                    on_step(epoch, rows.stop)
             return [float(loss) for loss in backend.to_numpy(xp.stack(losses))]
 
 
@@ -192,7 +192,7 @@ def evaluate(model: Model, data: Dataset, images: Array | None = None) -> tuple[
     right, loss = [], []
     with backend.context():
         labels = backend.asarray(data.labels)
-        for rows in _batches(len(data)):
+        for rows in batches(len(data), EVALUATION_BATCH):
             logits = model.predict(images[rows, ...], EVALUATION_BATCH)
             right.append(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels[rows], xp.int64)))
             loss.append(ops.softmax_cross_entropy(logits, labels[rows], reduction="sum")[0])
@@ -208,8 +208,3 @@ def as_dataset(data: Dataset | tuple[Any, Any]) -> Dataset:
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise XpcnnError("data must be a Dataset or a pair (images, labels).")
     return Dataset(np.asarray(data[0]), np.asarray(data[1]))
-
-
-def _batches(rows: int) -> Iterator[slice]:
-    """Cut rows into evaluation batches."""
-    return (slice(start, start + EVALUATION_BATCH) for start in range(0, rows, EVALUATION_BATCH))

@@ -1,0 +1,83 @@
+"""The layers of the house: imports point only downward, and importing the library is light."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xpcnn
+
+PACKAGE = Path(xpcnn.__file__).parent
+STOREYS = [  # from the ground up; a module may import what stands below it, and its own package
+    {"errors", "files", "random"},
+    {"backend"},
+    {"kernels"},
+    {"ops", "optim"},
+    {"layers", "data"},
+    {"models", "model"},
+    {"training", "report"},
+    {"cli"},
+]
+LEVEL = {name: number for number, storey in enumerate(STOREYS) for name in storey}
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl"}
+
+
+def storey_of(path):
+    """Return the name of the package or module that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Yield the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_only_downward(path):
+    own = storey_of(path)
+    if own in ("__init__", "__main__"):
+        return
+    for module in imported(path):
+        parts = module.split(".")
+        if parts[0] == "xpcnn" and len(parts) > 1 and not hasattr(xpcnn, f"__{parts[1]}") and parts[1] in LEVEL:
+            assert parts[1] == own or LEVEL[parts[1]] < LEVEL[own], f"{own} imports {module}"
+
+
+def test_every_module_has_its_storey():
+    assert {storey_of(path) for path in FILES} - {"__init__", "__main__"} == set(LEVEL)
+
+
+def test_only_the_backend_and_the_cuda_kernels_name_cupy():
+    users = {str(path.relative_to(PACKAGE)) for path in FILES if any(m.split(".")[0] == "cupy" for m in imported(path))}
+    assert users == {"backend.py", "kernels/cuda/__init__.py"}
+
+
+def test_modules_stay_small():
+    long = {str(path): len(path.read_text().splitlines()) for path in FILES if len(path.read_text().splitlines()) > 400}
+    assert not long
+
+
+def test_importing_it_is_light():
+    code = f"import xpcnn, sys; print(sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_importing_it_adds_little_to_numpy():
+    """Count what the import itself takes, beyond NumPy's, generously: a busy machine must not fail this."""
+    code = "import numpy, time; t = time.perf_counter(); import xpcnn; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    times = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+    assert statistics.median(times) < 1.0
