@@ -18,6 +18,7 @@ ROOT = Path(xpcnn.__file__).parents[1]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.network,
     pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="this xpcnn runs from an installed wheel"),
 ]
 

@@ -1,0 +1,32 @@
+# xpcnn on an NVIDIA GPU, with its tests. CUDA's libraries come with CuPy from PyPI, so the base is a plain Python and
+# the host needs nothing but a driver for CUDA 13 and the NVIDIA Container Toolkit. From the repository's root:
+#   docker build -f docker/cuda.Dockerfile -t xpcnn-cuda .
+#   docker run --rm --gpus all xpcnn-cuda train --device cuda
+FROM python:3.13.9-slim-trixie
+
+# The caches are in directories that any --user can write.
+ENV CUPY_CACHE_DIR=/var/cache/cupy \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    PYTHONUNBUFFERED=1
+
+RUN useradd --create-home --uid 1000 xpcnn \
+ && install -d -o xpcnn -g xpcnn /workspace /workspace/runs \
+ && install -d -m 1777 /var/cache/cupy
+
+# CuPy and CUDA are gigabytes and have a layer of their own, which a change of xpcnn leaves alone. hatchling builds
+# xpcnn and is installed first, so that the constraints hold for it too.
+WORKDIR /workspace
+COPY docker/constraints.txt docker/
+RUN pip install --no-cache-dir -c docker/constraints.txt "cupy-cuda13x[ctk]" hatchling
+COPY --chown=xpcnn:xpcnn pyproject.toml README.md LICENSE ./
+COPY --chown=xpcnn:xpcnn xpcnn xpcnn
+RUN pip install --no-cache-dir --no-build-isolation -c docker/constraints.txt ".[cuda13,dev]"
+COPY --chown=xpcnn:xpcnn scripts scripts
+COPY --chown=xpcnn:xpcnn tests tests
+
+USER 1000
+ENTRYPOINT ["xpcnn"]
+CMD ["train", "--device", "cuda"]
