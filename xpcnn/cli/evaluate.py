@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import click
 
@@ -32,6 +33,8 @@ def evaluate_command(
         data_dir = data_dir or settings.get("data_dir")
     data = load_for(model, name, data_dir)[split == "test"]
     accuracy, loss = evaluate(model, data)
+    if not math.isfinite(loss):
+        raise XpcnnError("the model's loss is not a number; its parameters are damaged.")
     if as_json:
         result = {"dataset": name, "split": split, "images": len(data), "accuracy": accuracy, "loss": loss}
         click.echo(json.dumps(result))

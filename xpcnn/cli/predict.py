@@ -35,6 +35,10 @@ def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int
         raise XpcnnError(
             f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}."
         )
+    if model.classes and len(model.classes) != model.output_shape[0]:
+        raise XpcnnError(
+            f"{run} names {len(model.classes)} classes, but its model has {model.output_shape[0]} outputs."
+        )
     images, names, faults = [], [], []
     for path in pictures:
         try:
@@ -60,6 +64,8 @@ def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int
 def _classify(model: Any, names: list[str], images: np.ndarray[Any, Any], top: int) -> list[dict[str, Any]]:
     """Return each picture's most probable classes."""
     logits = model.predict(images).astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise XpcnnError("the model's outputs are not numbers; its parameters are damaged.")
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = powers / powers.sum(axis=1, keepdims=True)
     classes = model.classes or tuple(map(str, range(logits.shape[1])))

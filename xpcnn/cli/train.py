@@ -61,11 +61,13 @@ def train_command(**options: Any) -> int:
     trainer = Trainer(model, update)
     run = Run.create(out, options, model)
     view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
-    view.say(f"{options['model']} on {options['dataset']}: {len(train):,} training and {len(test):,} test images, "
-             f"{net.parameter_count(model.input_shape):,} parameters")  # fmt: skip
-    view.say(f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
-             f"{options['dtype']}")  # fmt: skip
-    view.say(f"{backend.label}: {backend.reason}")
+    heading = (
+        f"{options['model']} on {options['dataset']}: {len(train):,} training and {len(test):,} test images, "
+        f"{net.parameter_count(model.input_shape):,} parameters",
+        f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
+        f"{options['dtype']}",
+        f"{backend.label}: {backend.reason}",
+    )
 
     def on_epoch(epoch: Epoch, losses: list[float]) -> None:
         run.record(epoch, losses)
@@ -73,6 +75,8 @@ def train_command(**options: Any) -> int:
 
     try:
         with view:
+            for text in heading:
+                view.say(text)
             trainer.fit(
                 train, test, epochs=options["epochs"], batch_size=options["batch_size"],
                 on_step=view.move, on_epoch=on_epoch,

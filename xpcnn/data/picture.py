@@ -137,7 +137,7 @@ def _centered(image: Host, height: int, width: int) -> Host:
     middle = [(weights.sum(axis=1 - axis) * np.arange(small.shape[axis])).sum() / mass for axis in (0, 1)]
     frame = np.zeros((height, width), dtype=np.uint8)
     top, left = (
-        int(np.clip(round(size / 2 - 0.5 - center), 0, size - length))
+        int(np.clip(round(size / 2 - center), 0, size - length))  # in MNIST the centre of mass lies on pixel 14 of 28
         for size, center, length in zip((height, width), middle, small.shape, strict=True)
     )
     frame[top : top + small.shape[0], left : left + small.shape[1]] = small

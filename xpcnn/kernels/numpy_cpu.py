@@ -98,20 +98,23 @@ def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tup
 
     ``first`` (broadcasting to the arrays; 0 if None) is the number to report where all arrays are minus infinity.
     """
-    best = memory.empty(parts[0].shape, parts[0].dtype)
-    best[...] = parts[0]
-    index = np.zeros(best.shape, dtype=index_dtype(len(parts), np))
+    shape, dtype = parts[0].shape, index_dtype(len(parts), np)
+    index: Array = np.zeros(shape, dtype=dtype)
     if first is not None:
-        index += first.astype(index.dtype)
-    better = memory.empty(best.shape, bool)
-    change = memory.empty(index.shape, index.dtype)
+        index += first.astype(dtype)
+    best = parts[0]
+    better, change = memory.empty(shape, bool), memory.empty(shape, dtype)
+    values = memory.empty(shape, best.dtype)
     for number, part in enumerate(parts[1:], start=1):
         np.greater(part, best, out=better)
-        np.subtract(index.dtype.type(number), index, out=change)  # index += better * (number - index):
-        np.multiply(change, better, out=change)  # a masked copy would take ten times as long
-        np.add(index, change, out=index)
-        np.maximum(best, part, out=best)
-    return best, index
+        if number == 1 and first is None:
+            np.add(index, better, out=index)
+        else:
+            np.subtract(dtype(number), index, out=change)  # index += better * (number - index):
+            np.multiply(change, better, out=change)  # a masked copy would take ten times as long
+            np.add(index, change, out=index)
+        best = np.maximum(best, part, out=values)
+    return np.array(best) if len(parts) == 1 else best, index
 
 
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:

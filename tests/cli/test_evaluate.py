@@ -1,0 +1,91 @@
+"""``xpcnn evaluate`` and ``xpcnn info``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+
+import numpy as np
+import pytest
+
+import xpcnn as xc
+from xpcnn.backend import cuda_devices
+from xpcnn.data import load_dataset
+
+
+def recorded(run):
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return max((r for r in records if r.get("epoch")), key=lambda r: r["test_accuracy"])
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_the_best_epochs_accuracy_is_measured_again(call, run, data, split):
+    status, out, err = call("evaluate", run, "--device", "cpu", "--split", split, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["accuracy"] == recorded(run)[f"{split}_accuracy"]
+
+    part = load_dataset("mnist", data)[split == "test"]
+    logits = xc.Model.load(run / "model.safetensors", "cpu").predict(part.images).astype(np.float64)
+    chosen = logits[np.arange(len(part)), part.labels]
+    loss = np.log(np.exp(logits - chosen[:, None]).sum(axis=1)).mean()
+    assert found == {
+        "dataset": "mnist", "split": split, "images": len(part),
+        "accuracy": (logits.argmax(axis=1) == part.labels).mean(), "loss": pytest.approx(loss, rel=1e-4),
+    }  # fmt: skip
+
+
+def test_the_line_for_people(call, run):
+    best = recorded(run)["test_accuracy"]
+    for name in (run, run / "model.safetensors"):
+        status, out, _ = call("evaluate", name)
+        assert status == 0
+        assert out.startswith(f"mnist, test set: {100 * best:.2f} % of 1,000 images right, loss ")
+
+
+def test_other_data_can_be_named(call, run, few):
+    status, out, _ = call("evaluate", run, "--data-dir", few, "--device", "cpu", "--json")
+    assert status == 0
+    assert json.loads(out)["images"] == 100
+    status, out, _ = call("evaluate", run, "--dataset", "fashion-mnist", "--data-dir", few, "--device", "cpu", "--json")
+    assert status == 0
+    assert json.loads(out)["dataset"] == "fashion-mnist"
+
+
+def test_a_model_without_a_configuration(call, refused, run, few, tmp_path):
+    model = tmp_path / "moved.safetensors"
+    model.write_bytes((run / "model.safetensors").read_bytes())
+    assert "name it with --dataset" in refused("evaluate", model, "--device", "cpu")
+    status, out, _ = call("evaluate", model, "--dataset", "mnist", "--data-dir", few, "--device", "cpu")
+    assert status == 0
+    assert "of 100 images" in out
+
+
+def test_info(call):
+    status, out, err = call("info", "--json")
+    assert (status, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["xpcnn"] == xc.__version__
+    assert facts["python"] == platform.python_version()
+    assert facts["backends"]["numpy"] == np.__version__
+    assert 1 <= facts["threads"] <= facts["cores"] <= os.cpu_count()
+    assert facts["blas"]
+    assert len(facts["cuda_devices"]) == cuda_devices()[0]
+    assert bool(facts["cuda_missing"]) == (not facts["cuda_devices"])
+
+    status, out, err = call("info")
+    assert (status, err) == (0, "")
+    for fact in (facts["xpcnn"], facts["platform"], facts["auto"], facts["blas"][0]["name"]):
+        assert fact in out
+
+
+@pytest.mark.parametrize("command", [(), ("--help",), ("train", "-h"), ("predict", "--help")])
+def test_help(call, command):
+    status, out, err = call(*command)
+    assert (status, err) == (0, "")
+    assert out.startswith("Usage: xpcnn")
+
+
+def test_the_version(call):
+    assert call("--version") == (0, f"xpcnn, version {xc.__version__}\n", "")
