@@ -141,13 +141,13 @@ def test_hostile_descriptions_are_refused_before_anything_is_allocated(tmp_path)
     arrays = load_file(path)
     good = {
         "format": 1, "network": layers.to_config(NET), "input_shape": [1, 12, 12], "dtype": "float32",
-        "normalise": {}, "classes": [],
+        "normalise": {}, "classes": [], "dataset": "",
     }  # fmt: skip
     huge = layers.to_config(models.simple_convnet((1, 12, 12), 4, hidden=10**12))
     changes = [
         {"format": 2}, {"network": huge}, {"network": "deep"}, {"network": None},
         {"input_shape": [1, 10**9, 10**9]}, {"input_shape": "wide"}, {"input_shape": [1, -12, 12]}, {"dtype": "object"},
-        {"normalise": {"std": 0}}, {"normalise": {"std": "x"}}, {"normalise": 3}, {"classes": 7},
+        {"normalise": {"std": 0}}, {"normalise": {"std": "x"}}, {"normalise": 3}, {"classes": 7}, {"classes": [7]}, {"dataset": 3},
         {"network": {"type": "Key", "seed": 0}},
     ]  # fmt: skip
     for change in changes:
@@ -157,6 +157,10 @@ def test_hostile_descriptions_are_refused_before_anything_is_allocated(tmp_path)
             xc.Model.load(path, "cpu")
     save_file(arrays, path, metadata={"xpcnn": json.dumps(good)})
     xc.Model.load(path, "cpu")
+    whole = {name: array.astype(np.int32) for name, array in arrays.items()}
+    save_file(whole, path, metadata={"xpcnn": json.dumps(good)})
+    with pytest.raises(xc.DataError, match="conv1/bias is I32"):
+        xc.Model.load(path, "cpu")
     save_file(arrays, path)
     with pytest.raises(xc.DataError, match="not one that xpcnn wrote"):
         xc.Model.load(path, "cpu")

@@ -24,6 +24,7 @@ Host = np.ndarray[Any, Any]
 
 FORMAT = 1
 DTYPES = ("float32", "float64")
+STORED = ("F32", "F64")  # as safetensors names them
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Model:
         Applied to uint8 images; floats are taken as they are.
     classes : sequence of str
         The classes' names, for people.
+    dataset : str
+        Name of the data set it is for, which says how pictures are prepared for it.
     values : mapping, optional
         Parameters and state by path to start with, instead of drawn ones.
 
@@ -82,6 +85,7 @@ class Model:
         input_shape: Sequence[int] | None = None,
         normalise: Normalise | None = None,
         classes: Sequence[str] = (),
+        dataset: str = "",
         values: Mapping[str, Any] | None = None,
     ) -> None:
         shape = input_shape or getattr(net, "input_shape", None)
@@ -97,6 +101,9 @@ class Model:
         self.output_shape = net.output_shape(self.input_shape)
         self.normalise = normalise or Normalise()
         self.classes = tuple(classes)
+        self.dataset = dataset
+        if not all(isinstance(text, str) for text in (dataset, *self.classes)):
+            raise XpcnnError(f"dataset and classes must be names, not {dataset!r} and {classes!r}.")
         self._params: Arrays = {}
         self._state: Arrays = {}
         if values is None:
@@ -186,6 +193,7 @@ class Model:
             "dtype": self.dtype,
             "normalise": asdict(self.normalise),
             "classes": list(self.classes),
+            "dataset": self.dataset,
         }
         arrays = self._params | self._state
         host = {path: np.ascontiguousarray(self.backend.to_numpy(array)) for path, array in arrays.items()}
@@ -224,6 +232,7 @@ class Model:
                 input_shape=shape,
                 normalise=Normalise(**description["normalise"]),
                 classes=description["classes"],
+                dataset=description["dataset"],
                 values=read(),
             )
         except (
@@ -294,7 +303,13 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
             text = (file.metadata() or {}).get("xpcnn")
             if text is None:
                 raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            wrong = [
+                f"{name} is {piece.get_dtype()}" for name, piece in slices.items() if piece.get_dtype() not in STORED
+            ]
+            if wrong:
+                raise DataError(f"{path} must hold float32 or float64 arrays, but {', '.join(wrong)}.")
         description = json.loads(text)
     except (SafetensorError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):

@@ -54,12 +54,15 @@ def test_other_data_can_be_named(call, run, few):
 
 
 def test_a_model_without_a_configuration(call, refused, run, few, tmp_path):
-    model = tmp_path / "moved.safetensors"
-    model.write_bytes((run / "model.safetensors").read_bytes())
-    assert "name it with --dataset" in refused("evaluate", model, "--device", "cpu")
-    status, out, _ = call("evaluate", model, "--dataset", "mnist", "--data-dir", few, "--device", "cpu")
-    assert status == 0
-    assert "of 100 images" in out
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes((run / "model.safetensors").read_bytes())
+    for options in ((), ("--dataset", "mnist")):
+        status, out, _ = call("evaluate", moved, *options, "--data-dir", few, "--device", "cpu")
+        assert status == 0
+        assert "of 100 images" in out
+    own = tmp_path / "own.safetensors"
+    xc.Model(xc.models.lenet5(), "cpu").save(own)
+    assert "name it with --dataset" in refused("evaluate", own, "--device", "cpu")
 
 
 def test_info(call):

@@ -21,7 +21,13 @@ from xpcnn.errors import XpcnnError
 INTERRUPTED = 130
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda word: word.replace("_", "-"),  # --batch_size and simple_convnet are understood
+}
+
+
+@click.group(invoke_without_command=True, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="xpcnn")
 @click.pass_context
 def cli(context: click.Context) -> None:

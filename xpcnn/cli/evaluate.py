@@ -26,10 +26,10 @@ def evaluate_command(
     from xpcnn.training import evaluate
 
     model, settings = open_for_use(run, device)
-    name = dataset or settings.get("dataset")
-    if name is None:
+    name = dataset or model.dataset
+    if not name:
         raise XpcnnError(f"{run} does not say what it was trained on; name it with --dataset.")
-    if dataset in (None, settings.get("dataset")):
+    if name == settings.get("dataset"):
         data_dir = data_dir or settings.get("data_dir")
     data = load_for(model, name, data_dir)[split == "test"]
     accuracy, loss = evaluate(model, data)

@@ -30,7 +30,7 @@ def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int
     PNG, JPEG, BMP, GIF and WebP are read. A picture is made grey if the model is, inverted if it is dark ink on a
     light ground, and brought to the model's size: for MNIST, cropped to its ink and centred as MNIST's digits are.
     """
-    model, settings = open_for_use(run, device)
+    model, _ = open_for_use(run, device)
     if len(model.input_shape) != 3 or len(model.output_shape) != 1:
         raise XpcnnError(
             f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}."
@@ -42,7 +42,7 @@ def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int
     images, names, faults = [], [], []
     for path in pictures:
         try:
-            image = read_picture(path, model.input_shape, polarity=polarity, center=settings.get("dataset") == "mnist")
+            image = read_picture(path, model.input_shape, polarity=polarity, center=model.dataset == "mnist")
         except DataError as error:
             faults.append(str(error))
         else:

@@ -57,7 +57,9 @@ def train_command(**options: Any) -> int:
     if options["data_dir"]:
         options["data_dir"] = os.path.abspath(options["data_dir"])  # for `evaluate` from another directory
     net = MODELS[options["model"]](train.images.shape[1:], len(train.classes))
-    model = Model(net, backend, options["seed"], dtype=options["dtype"], classes=train.classes)
+    model = Model(
+        net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"]
+    )
     trainer = Trainer(model, update)
     run = Run.create(out, options, model)
     view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
