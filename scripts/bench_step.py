@@ -102,12 +102,15 @@ def measure(options):
     """Run the workers in turn and return the medians."""
     environment = os.environ | {"OPENBLAS_NUM_THREADS": str(options.threads), "OMP_NUM_THREADS": str(options.threads)}
     runs = {"xpcnn": [], "torch": []}
-    if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode:
+    usable = "import torch" if options.device in ("cpu", "numpy") else "import torch; assert torch.cuda.is_available()"
+    if subprocess.run([sys.executable, "-c", usable], capture_output=True).returncode:
         del runs["torch"]
     for _ in range(options.rounds):
         for library, found in runs.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", library]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
             found.append(json.loads(done.stdout))
     result = {"model": options.model, "batch_size": options.batch_size, "device": options.device}
     result |= {"threads": options.threads, "numpy": np.__version__}

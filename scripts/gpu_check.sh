@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check xpcnn on this machine's NVIDIA GPU: the whole test suite on CuPy, a training run, timings, one JSON report.
 #
-#   ./scripts/gpu_check.sh [REPORT.json]
+#   ./scripts/gpu_check.sh [REPORT.json] [--parts tests,train,timings] [--quick]
 #
 # The report goes to $XPCNN_REPORT_DIR (or here) under a name with the time, unless it is named.
 # It uses a Python that has CuPy: $PYTHON, or .venv's, or python3. Nothing is downloaded. Packages that this Python
@@ -15,7 +15,8 @@ if [ "${1:-}" = "--bundle" ]; then
         --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d wheels \
         array-api-compat array-api-extra array-api-strict threadpoolctl safetensors click rich markdown-it-py mdurl \
-        pygments pillow hypothesis sortedcontainers pytest pluggy iniconfig packaging
+        pygments pillow hypothesis sortedcontainers pytest pluggy iniconfig packaging \
+        matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil
     echo "wheels/ is ready; take it along with the repository."
     exit 0
 fi

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,9 +24,11 @@ NAMES = ("auto", "cpu", "cuda", "cuda:N", "numpy", "cupy", "torch", "jax", "arra
 _INSTALL_CUPY = "install it with pip install 'xpcnn[cuda13]' (or 'xpcnn[cuda12]' for a CUDA 12 driver)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """An array namespace on one device.
+
+    With several GPUs, CuPy computes on the current one: call ops on arrays of another inside `context`.
 
     Attributes
     ----------
@@ -43,7 +45,7 @@ class Backend:
     name: str
     xp: Namespace
     device: Any
-    reason: str = field(default="", compare=False)
+    reason: str = ""
 
     def asarray(self, host: Any, dtype: str | None = None) -> Array:
         """Return an array of this backend, on its device, from a host array or one of its own.
@@ -97,6 +99,11 @@ class Backend:
         import cupy
 
         return cupy.cuda.Device(self.device.id)
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        return str(importlib.import_module(self.name).__version__)
 
     @property
     def label(self) -> str:
@@ -173,7 +180,14 @@ def _auto() -> Backend:
     """Choose CUDA if it works, else NumPy, and say why."""
     count, missing = cuda_devices()
     if count:
-        return _cuda(0, f"auto chose CUDA: CuPy sees {count} device{'s' if count > 1 else ''}")
+        backend = _cuda(0, f"auto chose CUDA: CuPy sees {count} device{'s' if count > 1 else ''}")
+        try:
+            with backend.context():  # a missing part of CUDA shows only when something is computed
+                backend.to_numpy(backend.xp.ones(1) + 1)
+        except Exception as error:  # noqa: BLE001  CuPy raises ImportError, RuntimeError or CompileException
+            missing = f"CuPy sees a device but cannot compute on it ({_one_line(error)})"
+        else:
+            return backend
     return Backend("numpy", _namespace("numpy"), "cpu", f"auto chose the CPU: {missing}")
 
 

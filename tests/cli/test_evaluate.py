@@ -39,7 +39,7 @@ def test_the_best_epochs_accuracy_is_measured_again(call, run, data, split):
 def test_the_line_for_people(call, run):
     best = recorded(run)["test_accuracy"]
     for name in (run, run / "model.safetensors"):
-        status, out, _ = call("evaluate", name)
+        status, out, _ = call("evaluate", name, "--device", "cpu")
         assert status == 0
         assert out.startswith(f"mnist, test set: {100 * best:.2f} % of 1,000 images right, loss ")
 

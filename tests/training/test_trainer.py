@@ -181,6 +181,7 @@ def test_wrong_arguments_are_named(rng):
         (lambda: trainer.fit(data, epochs=0), "epochs"),
         (lambda: trainer.fit(data, batch_size=1.5), "batch_size"),
         (lambda: trainer.fit(data[0]), "pair"),
+        (lambda: trainer.fit((xc.resolve_backend("array_api_strict").asarray(data[0]), data[1])), "NumPy arrays"),
         (lambda: trainer.fit((data[0], data[1][:3])), "(3,)"),
         (lambda: trainer.fit((data[0][:0], data[1][:0])), "no training images"),
         (lambda: trainer.fit((data[0], data[1] + 0.5)), "integers"),

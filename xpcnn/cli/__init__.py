@@ -63,4 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{where}{error.strerror or error}.")
     except MemoryError:
         return fail("there is not enough memory; a smaller --batch-size needs less.")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "cupy":
+            raise
+        return fail(f"CUDA failed: {str(error).strip() or type(error).__name__}")
     return result if isinstance(result, int) else 0

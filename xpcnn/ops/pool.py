@@ -157,7 +157,8 @@ def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> A
             element = last - (win.size[axis] - 1 - start) // d
         else:
             element = (d - 1 - start) // d  # ceil(-start / d)
-        rank = rank + step * xp.clip(element, 0, last)
+        least, most = (xp.full((), bound, dtype=element.dtype, device=device(like)) for bound in (0, last))
+        rank = rank + step * xp.minimum(xp.maximum(element, least), most)
         step *= win.kernel[axis]
     return rank  # (*out)
 

@@ -111,7 +111,7 @@ def environment(backend: Backend) -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "backend": backend.name,
-        "backend_version": getattr(backend.xp, "__version__", ""),
+        "backend_version": backend.version,
         "device": device_name(backend),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
 from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import ArrayTypeError, XpcnnError
 from xpcnn.model import Model, batches, positive
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
@@ -69,7 +70,8 @@ class Trainer:
         self.optimizer = optimizer
         self.loss = LOSSES[loss] if isinstance(loss, str) else loss
         self.steps = 0  # updates made so far
-        self.opt_state = optimizer.init(model.parameters())
+        with model.backend.context():
+            self.opt_state = optimizer.init(model.parameters())
 
     def step(self, x: Any, t: Any) -> Array:
         """Make one update from a batch and return its loss, which stays on the device.
@@ -136,6 +138,7 @@ class Trainer:
         history = History()
         backend = self.model.backend
         images, labels = backend.asarray(train.images), backend.asarray(train.labels)
+        test_images = None if test is None else backend.asarray(test.images)
         for epoch in range(epochs + 1):
             start = time.perf_counter()
             losses: list[float] = []
@@ -146,7 +149,7 @@ class Trainer:
                 epoch,
                 math.fsum(losses) / len(losses) if losses else None,
                 evaluate(self.model, train, images)[0],
-                None if test is None else evaluate(self.model, test)[0],
+                None if test is None else evaluate(self.model, test, test_images)[0],
                 time.perf_counter() - start,
                 len(train) / trained if epoch else None,
             )
@@ -207,4 +210,7 @@ def as_dataset(data: Dataset | tuple[Any, Any]) -> Dataset:
         return data
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise XpcnnError("data must be a Dataset or a pair (images, labels).")
+    for part in data:
+        if is_array_api_obj(part) and not isinstance(part, np.ndarray):
+            raise ArrayTypeError(f"data must be NumPy arrays, got {type(part).__name__} (backend.to_numpy makes one).")
     return Dataset(np.asarray(data[0]), np.asarray(data[1]))
