@@ -13,7 +13,10 @@ FLOATS = ("float32", "float64")
 
 
 def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
-    """Return the one namespace of the arrays given, all float32 or all float64; None is passed over."""
+    """Return the one namespace of the arrays given, all float32 or all float64; None is passed over.
+
+    A namespace that the caller names must be that of the arrays' library.
+    """
     given = {name: array for name, array in arrays.items() if array is not None}
     for name, array in given.items():
         if not is_array_api_obj(array):
@@ -23,7 +26,8 @@ def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
     except TypeError:
         kinds = ", ".join(f"{name} is {type(array).__module__}'s" for name, array in given.items())
         raise ArrayTypeError(f"all arrays of one call must come from one library, but {kinds}.") from None
-    xp = found if xp is None else xp
+    if xp is not None and _library(xp) != _library(found):
+        raise ArrayTypeError(f"xp is {xp.__name__}, but the arrays are {_library(found)}'s.")
     dtypes = {name: dtype_name(array) for name, array in given.items()}
     for name, dtype in dtypes.items():
         if dtype.startswith(("int", "uint", "bool")):
@@ -35,7 +39,7 @@ def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise ArrayTypeError(f"all arrays of one call must have one dtype, but {listed}; convert one with astype.")
-    return xp
+    return found
 
 
 def rank(name: str, array: Array, axes: str) -> None:
@@ -58,3 +62,8 @@ def dtype_name(array: Array) -> str:
 def plain_name(dtype: Any) -> str:
     """Return the name of a dtype object: ``dtype('float32')``, ``torch.float32`` and their like are ``float32``."""
     return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
+
+
+def _library(xp: Namespace) -> str:
+    """Return the name of the library behind a namespace: array_api_compat.numpy and numpy are both numpy."""
+    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]

@@ -22,8 +22,8 @@ def relu(x: Array, *, xp: Namespace | None = None) -> tuple[Array, ReLUSaved]:
     return y, ReLUSaved(y)
 
 
-def relu_backward(dy: Array, saved: ReLUSaved) -> Array:
+def relu_backward(dy: Array, saved: ReLUSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: dy where the input was above 0, and 0 elsewhere (also at 0)."""
-    xp = _check.namespace(None, dy=dy, y=saved.y)
+    xp = _check.namespace(xp, dy=dy, y=saved.y)
     _check.same_shape("dy", dy, saved.y.shape, "the shape of y")
     return kernels.of(xp).keep(dy, saved.y > 0, xp)

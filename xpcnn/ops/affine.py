@@ -58,7 +58,9 @@ def affine(
     return y, AffineSaved(x, weight, bias is not None)
 
 
-def affine_backward(dy: Array, saved: AffineSaved, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def affine_backward(
+    dy: Array, saved: AffineSaved, *, need_dx: bool = True, xp: Namespace | None = None
+) -> tuple[Array | None, Array, Array | None]:
     """Return ``(dx, dweight, dbias)``: dX = dY·Wᵀ, dW = Xᵀ·dY, db = Σ dY.
 
     Parameters
@@ -70,7 +72,7 @@ def affine_backward(dy: Array, saved: AffineSaved, *, need_dx: bool = True) -> t
         Without it dx is None and the work for it is spared.
     """
     x, weight, has_bias = saved
-    xp = _check.namespace(None, dy=dy, weight=weight)
+    xp = _check.namespace(xp, dy=dy, weight=weight)
     _check.same_shape("dy", dy, (x.shape[0], weight.shape[1]), "the shape of y")
     k = kernels.of(xp)
     dx = xp.reshape(k.matmul(dy, weight.T, xp), x.shape) if need_dx else None

@@ -121,7 +121,9 @@ def conv2d(
     return _conv(2, x, weight, bias, stride, padding, dilation, groups, mode, center, xp)
 
 
-def conv2d_backward(dy: Array, saved: ConvSaved, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def conv2d_backward(
+    dy: Array, saved: ConvSaved, *, need_dx: bool = True, xp: Namespace | None = None
+) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients ``(dx, dweight, dbias)`` of `conv2d`.
 
     Parameters
@@ -133,7 +135,7 @@ def conv2d_backward(dy: Array, saved: ConvSaved, *, need_dx: bool = True) -> tup
     need_dx : bool
         Without it dx is None and the work for it is spared (a network's first layer).
     """
-    xp = _check.namespace(None, dy=dy, weight=saved.weight)
+    xp = _check.namespace(xp, dy=dy, weight=saved.weight)
     expected = (saved.x.shape[0], saved.weight.shape[0], *saved.win.out)
     _check.same_shape("dy", dy, expected, "the shape of y")
     dx, dweight, dbias = conv_backward(dy, saved.x, saved.weight, saved.win, saved.groups, need_dx, xp)

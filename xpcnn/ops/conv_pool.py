@@ -87,11 +87,11 @@ def conv2d_relu_max_pool2d(
 
 
 def conv2d_relu_max_pool2d_backward(
-    dy: Array, saved: ConvPoolSaved, *, need_dx: bool = True
+    dy: Array, saved: ConvPoolSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients ``(dx, dweight, dbias)``; without ``need_dx`` dx is None and its work is spared."""
     x, weight, y, place, has_bias, win, places = saved
-    xp = _check.namespace(None, dy=dy, weight=weight)
+    xp = _check.namespace(xp, dy=dy, weight=weight)
     _check.same_shape("dy", dy, y.shape, "the shape of y")
     k = kernels.of(xp)
     filters, channels = weight.shape[:2]

@@ -94,7 +94,9 @@ def softmax_cross_entropy(
     return loss, CrossEntropySaved(powers / total, q, divisor if reduction == "mean" else None, reduction)
 
 
-def softmax_cross_entropy_backward(saved: CrossEntropySaved, dy: Array | None = None) -> Array:
+def softmax_cross_entropy_backward(
+    saved: CrossEntropySaved, dy: Array | None = None, *, xp: Namespace | None = None
+) -> Array:
     """Return the gradient of the logits: ``(softmax·Σq - q) · dy``, divided as the loss was.
 
     Parameters
@@ -105,7 +107,7 @@ def softmax_cross_entropy_backward(saved: CrossEntropySaved, dy: Array | None = 
         The gradient of the loss, of its shape; ones by default.
     """
     p, q, divisor, reduction = saved
-    xp = _check.namespace(None, p=p, dy=dy)
+    xp = _check.namespace(xp, p=p, dy=dy)
     dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
     if divisor is not None:
         dlogits = dlogits / divisor

@@ -80,9 +80,9 @@ def max_pool2d(
     return _max_pool(2, x, kernel_size, stride, padding, dilation, ceil_mode, mode, center, xp)
 
 
-def max_pool2d_backward(dy: Array, saved: MaxPoolSaved) -> Array:
+def max_pool2d_backward(dy: Array, saved: MaxPoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: each dy goes to the input that was its window's maximum, and to no other."""
-    xp = _check.namespace(None, dy=dy, x=saved.x)
+    xp = _check.namespace(xp, dy=dy, x=saved.x)
     _check.same_shape("dy", dy, saved.offset.shape, "the shape of y")
     k = kernels.of(xp)
     parts = (k.keep(dy, saved.offset == tap, xp) for tap in range(saved.win.taps))
