@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -73,11 +72,3 @@ def test_importing_it_is_light():
     code = f"import xpcnn, sys; print(sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
-
-
-def test_importing_it_adds_little_to_numpy():
-    """Count what the import itself takes, beyond NumPy's, generously: a busy machine must not fail this."""
-    code = "import numpy, time; t = time.perf_counter(); import xpcnn; print(time.perf_counter() - t)"
-    command = [sys.executable, "-c", code]
-    times = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
-    assert statistics.median(times) < 1.0

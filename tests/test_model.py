@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 
@@ -196,3 +197,30 @@ def test_the_summary_lists_layers_shapes_and_parameters():
     text = xc.Model(models.simple_convnet(), "cpu").summary()
     for words in ("conv1", "Conv2D", "(30, 24, 24)", "780", "432,100", "433,890"):
         assert words in text
+
+
+def test_what_was_given_is_copied_and_a_copy_is_another_model(rng):
+    x = rng.random((2, 1, 12, 12)).astype(np.float32)
+    model = xc.Model(NET, "cpu")
+    values = {path: array.copy() for path, array in model.parameters().items()}
+    model.load_parameters(values)
+    before = model.predict(x)
+    values["affine2/bias"] += 5
+    np.testing.assert_array_equal(model.predict(x), before)
+    other = copy.deepcopy(model)
+    xc.Trainer(other, xc.optim.sgd(0.1)).step(x, np.array([0, 1]))
+    np.testing.assert_array_equal(model.predict(x), before)
+
+
+def test_seeds_are_whole_numbers_of_any_kind():
+    first, second = xc.Model(NET, "cpu", seed=7), xc.Model(NET, "cpu", seed=np.int64(7))
+    np.testing.assert_array_equal(first.parameters()["conv1/weight"], second.parameters()["conv1/weight"])
+    for seed in (None, -1, 1.5, True):
+        with pytest.raises(xc.XpcnnError, match="seed"):
+            xc.Model(NET, "cpu", seed=seed)
+
+
+def test_numpy_statistics_normalise(rng):
+    pixels = rng.integers(0, 256, (5, 1, 12, 12)).astype(np.uint8)
+    model = xc.Model(NET, "cpu", normalise=xc.Normalise(pixels.mean() / 255, pixels.std() / 255))
+    assert model.predict(pixels).dtype == np.float32

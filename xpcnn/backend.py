@@ -66,6 +66,8 @@ class Backend:
             array = _MOVERS.get(self.name, _move)(host, self)
         else:
             array = _UPLOADERS.get(self.name, _upload)(_native(np.asarray(host)), self)
+        if dtype is not None and not hasattr(self.xp, dtype):
+            raise ArrayTypeError(f"{self.name} has no dtype {dtype!r}.")
         if dtype is not None and array.dtype != getattr(self.xp, dtype):
             with self.context():
                 array = self.xp.astype(array, getattr(self.xp, dtype))
@@ -80,6 +82,10 @@ class Backend:
         if self.name == "array_api_strict" and hasattr(array, "to_device"):
             array = array.to_device(self.xp.Device("CPU_DEVICE"))
         return np.asarray(array)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        """Return the backend itself: it is one device, not data."""
+        return self
 
     def synchronize(self) -> None:
         """Wait until everything queued on the device has run; a no-op where work is never queued."""

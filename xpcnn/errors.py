@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 
 class XpcnnError(ValueError):
     """Base of every error raised for bad input; the command line prints it and exits with status 2."""
@@ -17,3 +19,13 @@ class BackendError(XpcnnError, RuntimeError):
 
 class DataError(XpcnnError):
     """A file is missing, truncated, corrupt, of the wrong kind or too large."""
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """Return a whole number (NumPy's included) as an int, or raise unless it is at least ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "shape", None):
+        raise XpcnnError(f"{name} must be a whole number of {least} or more, not {value!r}.")
+    number = operator.index(value)
+    if number < least:
+        raise XpcnnError(f"{name} must be a whole number of {least} or more, not {value!r}.")
+    return number

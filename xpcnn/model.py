@@ -14,7 +14,7 @@ from array_api_compat import is_array_api_obj
 
 import xpcnn
 from xpcnn.backend import Array, Backend, resolve_backend
-from xpcnn.errors import ArrayTypeError, DataError, XpcnnError
+from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
 from xpcnn.layers import Layer, from_config, to_config
 from xpcnn.layers.base import Arrays, Parameter, Shape
@@ -35,7 +35,9 @@ class Normalise:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what would not give numbers."""
+        """Refuse what would not give numbers, and keep plain ones: a NumPy scalar would widen float32 images."""
+        object.__setattr__(self, "mean", float(self.mean))
+        object.__setattr__(self, "std", float(self.std))
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise XpcnnError(f"normalise needs a finite mean and a std above 0, not {self.mean!r} and {self.std!r}.")
 
@@ -95,7 +97,7 @@ class Model:
             raise XpcnnError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
         self.net = net
         self.backend = resolve_backend(device)
-        self.seed = seed
+        self.seed = whole("seed", seed, 0)
         self.dtype = dtype
         self.input_shape: Shape = tuple(shape)
         self.output_shape = net.output_shape(self.input_shape)
@@ -107,8 +109,8 @@ class Model:
         self._params: Arrays = {}
         self._state: Arrays = {}
         if values is None:
-            values = net.initial_parameters(Key(seed), self.input_shape)
-            values |= net.initial_state(Key(seed), self.input_shape)
+            values = net.initial_parameters(Key(self.seed), self.input_shape)
+            values |= net.initial_state(Key(self.seed), self.input_shape)
         self.load_parameters(values)
 
     def parameters(self) -> Arrays:
@@ -129,7 +131,9 @@ class Model:
         """
         params, state = self.net.parameters(self.input_shape), self.net.state(self.input_shape)
         _check_shapes(params | state, {path: tuple(value.shape) for path, value in values.items()})
-        uploaded = {path: self.backend.asarray(value, self.dtype) for path, value in values.items()}
+        xp, own = self.backend.xp, self.backend.asarray
+        with self.backend.context():  # copied, so that writing to what was given changes no model
+            uploaded = {path: xp.asarray(own(value, self.dtype), copy=True) for path, value in values.items()}
         self._params = {path: uploaded[path] for path in params}
         self._state = {path: uploaded[path] for path in state}
 
@@ -171,7 +175,7 @@ class Model:
         -------
         array (N, classes)
         """
-        positive("batch_size", batch_size)
+        whole("batch_size", batch_size, 1)
         on_device = is_array_api_obj(x) and not isinstance(x, np.ndarray)
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
@@ -284,12 +288,6 @@ def _check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape]
 def batches(rows: int, size: int) -> list[slice]:
     """Cut rows into batches, the last one short; no rows are one empty batch."""
     return [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
-
-
-def positive(name: str, value: Any) -> None:
-    """Raise unless a value is a whole number of 1 or more."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise XpcnnError(f"{name} must be a whole number of 1 or more, not {value!r}.")
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:

@@ -200,7 +200,8 @@ def test_a_loss_that_is_no_number_stops_training(refused, few, tmp_path):
             "train", "--data-dir", few, "--epochs", 2, "--device", "cpu", "--optimizer", optimizer, "--lr", "1e30",
             "--out", tmp_path / optimizer, "--quiet",
         )  # fmt: skip
-        assert "the loss is no longer a number in epoch 1; a smaller --lr may help" in says
+        assert "the loss is no longer a number in epoch 1; a smaller learning rate may help" in says
+        assert says.rstrip().endswith(f"is in {tmp_path / optimizer}.")
 
 
 @pytest.mark.parametrize("device", ["torch", "array_api_strict"])

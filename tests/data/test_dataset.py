@@ -73,7 +73,7 @@ def test_what_is_asked_for_must_be_there(directory, tmp_path):
     assert "--data-dir" in without
     assert "t10k-labels-idx1-ubyte.gz" in without
     assert str(tmp_path / "none") in refusal("mnist", tmp_path / "none")
-    assert "does not exist" in refusal("mnist", directory / "t10k-labels-idx1-ubyte")
+    assert "is a file" in refusal("mnist", directory / "t10k-labels-idx1-ubyte")
     (directory / "t10k-labels-idx1-ubyte").unlink()
     assert "neither t10k-labels-idx1-ubyte nor t10k-labels-idx1-ubyte.gz" in refusal("mnist", directory)
 

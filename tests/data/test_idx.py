@@ -86,7 +86,7 @@ def test_every_fault_is_one_sentence(path, packed, content, says):
 
 def test_what_is_not_a_file(tmp_path):
     assert "does not exist" in refusal(tmp_path / "missing")
-    assert "cannot be read: Is a directory" in refusal(tmp_path)
+    assert "is not a file" in refusal(tmp_path)
     (tmp_path / "file").touch()
     assert "cannot be read" in refusal(tmp_path / "file" / "beneath")
 

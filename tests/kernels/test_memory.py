@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -69,3 +71,17 @@ def test_what_is_kept_is_bounded(monkeypatch):
     for one, other in pairwise(living):
         assert not np.shares_memory(one, other)
     memory.release()
+
+
+def test_a_held_lock_blocks_nobody():
+    """Neither a signal handler that interrupts the allocator, nor a forked child of a thread that was in it."""
+    with memory._lock:
+        assert memory.empty((300, 300), np.float32).shape == (300, 300)
+        if hasattr(os, "fork"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # other tests may have left threads
+                child = os.fork()
+            if not child:
+                memory.empty((300, 300), np.float32)
+                os._exit(0 if not memory._lock.locked() else 1)
+            assert os.waitpid(child, 0)[1] == 0

@@ -73,3 +73,26 @@ def test_two_callers_at_once_get_their_own_results(many_threads, rng):
         caller.join()
     assert not faults
     assert widths() == before
+
+
+def test_an_interrupted_caller_does_not_keep_blas(many_threads):
+    """As if Ctrl-C had hit before the caller could leave: its mark goes with it, and the next caller restores."""
+    before = widths()
+    holder = threads._single_threaded_blas()
+    holder.__enter__()
+    assert set(widths()) <= {1}
+    threads._callers.clear()
+    threads.run([lambda: None, lambda: None])
+    assert widths() == before
+
+
+def test_without_new_threads_the_caller_does_all(many_threads, monkeypatch):
+    class Closed:
+        def submit(self, *work):
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(threads, "_pool", Closed)
+    done = []
+    threads.run([lambda n=n: done.append(n) for n in range(6)])
+    assert sorted(done) == list(range(6))
+    monkeypatch.undo()

@@ -28,3 +28,9 @@ def test_relu_of_a_large_array(arrays, rng):
     y, saved = ops.relu(arrays(x))
     arrays.check(y, np.where(x > 0, x, 0), y, 0.0)
     arrays.check(ops.relu_backward(arrays(x), saved), np.where(x > 0, x, 0), y, 0.0)
+
+
+def test_writing_to_y_does_not_change_backward(arrays):
+    y, saved = ops.relu(arrays(np.array([-1.0, 2.0])))
+    y -= 5.0
+    arrays.check(ops.relu_backward(arrays(np.ones(2)), saved), [0.0, 1.0], y, 0.0)

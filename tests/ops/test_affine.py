@@ -64,3 +64,10 @@ def test_what_does_not_fit_is_named(arrays, shapes, says):
     with pytest.raises(XpcnnError) as caught:
         ops.affine(*(arrays(np.ones(shape)) for shape in shapes))
     assert says in str(caught.value)
+
+
+def test_a_long_column_is_added_up_exactly_enough():
+    dy = np.full((2_000_000, 1), 0.1, np.float32)
+    _, saved = ops.affine(np.zeros((2_000_000, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32))
+    dbias = ops.affine_backward(dy, saved, need_dx=False)[2]
+    assert float(dbias[0]) == pytest.approx(200_000, rel=1e-3)  # a running sum in float32 is off by 1.5e-2

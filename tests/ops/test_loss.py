@@ -132,3 +132,18 @@ def test_what_does_not_fit_is_named(arrays, change, says):
     with pytest.raises(XpcnnError) as caught:
         ops.softmax_cross_entropy(call.pop("logits"), call.pop("targets"), **call)
     assert says in str(caught.value)
+
+
+def test_a_probability_of_zero_costs_nothing_where_it_is_not_asked_for(arrays):
+    logits = np.array([[3e38, -3e38, 0.0], [1.0, -np.inf, 1.0]], np.float32)
+    with np.errstate(over="ignore"):
+        loss, saved = ops.softmax_cross_entropy(arrays(logits), arrays(np.array([0, 2])), reduction="none")
+    arrays.check(loss, [0.0, np.log(2.0)], loss, 1e-6)
+    gradient = arrays.backend.to_numpy(ops.softmax_cross_entropy_backward(saved))
+    np.testing.assert_allclose(gradient, [[0, 0, 0], [0.5, 0, -0.5]], atol=1e-6)
+
+
+def test_labels_too_large_for_32_bits_are_out_of_range():
+    for label in (2**32, 2**62):
+        with pytest.raises(XpcnnError, match=str(label)):
+            ops.softmax_cross_entropy(np.zeros((1, 3)), np.array([label]))

@@ -156,3 +156,20 @@ def _images(rng, shape, dtype, ties):
 
 def _tuple(kernel, axes):
     return (kernel,) * axes if isinstance(kernel, int) else kernel
+
+
+def test_what_comes_back_is_not_what_was_given(arrays):
+    """A window of one pixel gives a copy, which may be written to without changing x."""
+    x = arrays(np.ones((1, 1, 4, 4)))
+    for stride in (1, 2):
+        y, _ = ops.max_pool2d(x, 1, stride=stride)
+        y += 5.0
+        assert float(arrays.backend.to_numpy(x).max()) == 1.0
+
+
+def test_a_last_window_may_hang_over_by_less_than_the_stride(rng):
+    torch = pytest.importorskip("torch")
+    x = rng.standard_normal((1, 1, 4, 5))
+    options = {"stride": 3, "padding": (0, 1), "dilation": (2, 1), "ceil_mode": True}
+    expected = torch.nn.functional.max_pool2d(torch.tensor(x), (3, 2), **options).numpy()
+    np.testing.assert_array_equal(ops.max_pool2d(x, (3, 2), **options)[0], expected)

@@ -128,3 +128,15 @@ def test_keys_name_streams():
     assert not np.array_equal(draw("init", "conv1"), draw("init", "conv2"))
     assert not np.array_equal(draw("shuffle", 1), draw("shuffle", "1"))
     assert not np.array_equal(draw("a"), Key(2).child("a").generator().standard_normal(4))
+
+
+def test_numpy_numbers_do_not_widen_parameters():
+    params = {"p": np.ones(3, np.float32)}
+    for optimizer in (
+        optim.sgd(np.float64(0.1), np.float64(0.9)),
+        optim.adam(np.float32(0.1)),
+        optim.adagrad(lambda step: 0.05 * (1 + np.cos(step / 100))),
+    ):
+        new, state = optimizer.update(dict(params), optimizer.init(params), params, 0)
+        assert new["p"].dtype == np.float32
+        assert all(moment["p"].dtype == np.float32 for moment in state.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from xpcnn.backend import resolve_backend
 from xpcnn.cli.common import data_dir_option, device_option
 from xpcnn.data import load_dataset
 from xpcnn.data.dataset import CLASSES
+from xpcnn.errors import XpcnnError
 from xpcnn.model import DTYPES, Model
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, Trainer
@@ -83,6 +85,9 @@ def train_command(**options: Any) -> int:
                 train, test, epochs=options["epochs"], batch_size=options["batch_size"],
                 on_step=view.move, on_epoch=on_epoch,
             )  # fmt: skip
+    except XpcnnError as error:
+        _draw(run, options)
+        raise XpcnnError(f"{error} What was recorded until then is in {run.path}.") from None
     except KeyboardInterrupt:
         run.keep_something()
         _draw(run, options)
@@ -116,7 +121,10 @@ class _Lines:
         pass
 
     def say(self, text: str) -> None:
-        click.echo(text)  # which flushes
+        try:
+            click.echo(text)  # which flushes
+        except BrokenPipeError:  # the reader went away (`| head`), but the training shall go on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def move(self, epoch: int, images: int) -> None:
         pass
@@ -192,8 +200,8 @@ def _conclude(run: Run, quiet: bool) -> None:
     click.echo(f"  {METRICS}      every loss and accuracy; config.toml has the settings")
     click.echo("Next:")
     command = _command()
-    click.echo(f"  {command} evaluate {run.path}")
-    click.echo(f"  {command} predict {run.path} PICTURE.png")
+    click.echo(f"  {command} evaluate {shlex.quote(str(run.path))}")
+    click.echo(f"  {command} predict {shlex.quote(str(run.path))} PICTURE.png")
 
 
 def _command() -> str:
@@ -201,5 +209,5 @@ def _command() -> str:
     own = Path(sys.executable).with_name("xpcnn")
     found = shutil.which("xpcnn")
     if (found and Path(found) == own) or not own.exists():
-        return "xpcnn" if found else f"{sys.executable} -m xpcnn"
-    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+        return "xpcnn" if found else f"{shlex.quote(sys.executable)} -m xpcnn"
+    return shlex.quote(os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own))

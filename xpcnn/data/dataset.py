@@ -81,7 +81,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> tuple[Dataset
         )
     directory = SHIPPED if data_dir is None else Path(data_dir)
     if not directory.is_dir():
-        raise DataError(f"the data directory {directory} does not exist.")
+        raise DataError(f"the data directory {directory} {'is a file' if directory.exists() else 'does not exist'}.")
     train, test = _read_part(directory, "train", CLASSES[name]), _read_part(directory, "t10k", CLASSES[name])
     if train.images.shape[1:] != test.images.shape[1:]:
         sizes = " and ".join("×".join(map(str, part.images.shape[2:])) for part in (train, test))

@@ -48,6 +48,8 @@ def read_idx(path: str | Path, axes: int, *, cap: int = CAP) -> np.ndarray[Any, 
         from what a header claims before the file has been found to be able to hold it.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a file.")
     try:
         with open(path, "rb") as raw:
             size = os.fstat(raw.fileno()).st_size

@@ -6,6 +6,7 @@ more, which the buffer's reference count tells; nobody has to give anything back
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from math import prod
@@ -29,7 +30,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     if wanted < SMALLEST:
         return np.empty(shape, dtype)
     size = _rounded(wanted)
-    with _lock:
+    if not _lock.acquire(blocking=False):  # another thread, or a signal handler amid this function: never wait
+        return np.empty(shape, dtype)
+    try:
         same = _buffers.setdefault(size, [])
         for number in range(len(same)):
             if sys.getrefcount(same[number]) == _UNUSED:
@@ -39,6 +42,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
         _kept += size
         same.append(np.empty(size, np.uint8))
         return same[-1][:wanted].view(dtype).reshape(shape)
+    finally:
+        _lock.release()
 
 
 def release() -> None:
@@ -64,3 +69,14 @@ def _unused() -> int:
 
 
 _UNUSED = _unused()
+
+
+def _after_fork() -> None:
+    """Start over in a forked child, whose lock another thread may have held."""
+    global _lock, _kept
+    _lock, _kept = threading.Lock(), 0
+    _buffers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

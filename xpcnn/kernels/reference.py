@@ -76,7 +76,7 @@ def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tup
     for number, part in enumerate(parts[1:], start=1):
         index = xp.where(part > best, xp.full((), number, dtype=index.dtype, device=device(best)), index)
         best = xp.maximum(best, part)
-    return best, index
+    return (xp.asarray(best, copy=True) if len(parts) == 1 else best), index
 
 
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 _lock = threading.Lock()
-_holders = 0  # how many callers hold BLAS to one thread just now
-_widths: list[int] = []  # BLAS's thread counts before the first of them came
+_callers: weakref.WeakSet[threading.Event] = weakref.WeakSet()  # who holds BLAS; an interrupted caller drops out
+_held = False  # whether BLAS is held
+_widths: list[int] = []  # BLAS's thread counts before it was
 _here = threading.local()  # .busy: whether this thread runs a task
 
 
@@ -43,9 +45,15 @@ def run(tasks: list[Callable[[], None]]) -> None:
             task()
         return
     with _single_threaded_blas():
-        others = [_pool().submit(_run_all, tasks[number::threads]) for number in range(1, threads)]
+        own, others = tasks[::threads], []
+        for number in range(1, threads):
+            share = tasks[number::threads]
+            try:
+                others.append(_pool().submit(_run_all, share))
+            except RuntimeError:  # the interpreter is shutting down and starts no threads any more
+                own += share
         try:
-            _run_all(tasks[::threads])
+            _run_all(own)
         finally:
             errors = [other.exception() for other in others]
     for error in errors:
@@ -66,21 +74,24 @@ def _run_all(tasks: list[Callable[[], None]]) -> None:
 @contextlib.contextmanager
 def _single_threaded_blas() -> Iterator[None]:
     """Hold BLAS to one thread while any caller is inside."""
-    global _holders, _widths
-    with _lock:
-        _holders += 1
-        if _holders == 1:
-            _widths = [library.get_num_threads() for library in _blas()]
-            for library in _blas():
-                library.set_num_threads(1)
+    global _held, _widths
+    caller = threading.Event()  # any object that can be referred to weakly
     try:
+        with _lock:
+            _callers.add(caller)
+            if not _held:
+                _widths = [library.get_num_threads() for library in _blas()]
+                _held = True
+                for library in _blas():
+                    library.set_num_threads(1)
         yield
     finally:
         with _lock:
-            _holders -= 1
-            if _holders == 0:
+            _callers.discard(caller)
+            if _held and not _callers:
                 for library, width in zip(_blas(), _widths, strict=True):
                     library.set_num_threads(width)
+                _held = False
 
 
 @lru_cache
@@ -98,9 +109,11 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """Start over in a forked child: threads and held locks do not survive a fork."""
-    global _lock, _holders
-    _lock, _holders = threading.Lock(), 0
+    """Start over in a forked child: threads, held locks and other callers do not survive a fork."""
+    global _lock
+    _lock = threading.Lock()
+    _here.busy = False
+    _callers.clear()
     _pool.cache_clear()
 
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from xpcnn import ops
 from xpcnn.backend import Array
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
 from xpcnn.optim.initializers import HeNormal, Initializer, Zeros
 from xpcnn.random import Key
@@ -30,7 +30,7 @@ class Affine(Layer):
         """Any shape -> (out,)."""
         if not input_shape:
             raise XpcnnError("Affine takes examples with at least one feature, got the shape ().")
-        return (self.out,)
+        return (whole("out", self.out, 1),)
 
     def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
         """Weight (in, out) and bias (out,)."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from xpcnn import ops
 from xpcnn.backend import Array
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
 from xpcnn.ops.window import conv_window, ints
 from xpcnn.optim.initializers import HeNormal, Initializer, Zeros
@@ -34,6 +34,8 @@ class Conv2D(Layer):
         """(C, H, W) -> (filters, OH, OW)."""
         if len(input_shape) != 3:
             raise XpcnnError(f"Conv2D takes images (C, H, W), got the shape {input_shape}.")
+        whole("filters", self.filters, 1)
+        whole("groups", self.groups, 1)
         if input_shape[0] % self.groups or self.filters % self.groups:
             raise XpcnnError(
                 f"Conv2D's groups={self.groups} must divide both the {input_shape[0]} channels of {input_shape} and "

@@ -10,8 +10,8 @@ from xpcnn.layers import Affine, Conv2D, MaxPool2D, ReLU, Sequential
 def lenet5(input_shape: Sequence[int] = (1, 28, 28), classes: int = 10) -> Sequential:
     """Describe LeNet-5: two 5×5 convolutions with pooling, then 120, 84 and ``classes`` units.
 
-    The paper's input is 32×32; smaller images get the padding that makes them so at the first layer. ReLU and max
-    pooling stand in for the paper's scaled tanh and trained subsampling.
+    Images smaller than the paper's 32×32 are padded by 2 at the first layer, which makes 28×28 the paper's size. ReLU
+    and max pooling stand in for the paper's scaled tanh and trained subsampling.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Pure forward and backward pairs: ``NAME(...) -> (y, saved)`` and ``NAME_backward(dy, saved)``."""
+"""Pure forward and backward pairs: ``NAME(...) -> (y, saved)`` and ``NAME_backward(dy, saved)``.
+
+``saved`` refers to the inputs; leave them as they are until backward has run. Nothing else is shared: y is new memory.
+"""
 
 from xpcnn.ops.activation import relu, relu_backward
 from xpcnn.ops.affine import affine, affine_backward

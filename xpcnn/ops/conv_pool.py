@@ -30,7 +30,7 @@ class ConvPoolSaved(NamedTuple):
 
     x: Array
     weight: Array
-    y: Array
+    active: Array  # (N, F, *out): where the maximum was above 0
     place: Array  # (N, F, *out): where in the pooling window the maximum was
     has_bias: bool
     win: Window  # of a pooled pixel's patch
@@ -80,19 +80,19 @@ def conv2d_relu_max_pool2d(
         if bias is not None:
             y += bias[:, None]  # in place where the namespace can: y is this block's own
         y = k.relu(y, xp)
-        return tuple(xp.moveaxis(xp.reshape(a, (filters, batch, *win.out)), 0, 1) for a in (y, place)), ()
+        return tuple(xp.moveaxis(xp.reshape(a, (filters, batch, *win.out)), 0, 1) for a in (y, y > 0, place)), ()
 
-    (y, place), _ = k.map_blocks(block, x.shape[0], _bytes(weight, win, places), xp)
-    return y, ConvPoolSaved(x, weight, y, place, bias is not None, win, places)
+    (y, active, place), _ = k.map_blocks(block, x.shape[0], _bytes(weight, win, places), xp)
+    return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places)
 
 
 def conv2d_relu_max_pool2d_backward(
     dy: Array, saved: ConvPoolSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients ``(dx, dweight, dbias)``; without ``need_dx`` dx is None and its work is spared."""
-    x, weight, y, place, has_bias, win, places = saved
+    x, weight, active, place, has_bias, win, places = saved
     xp = _check.namespace(xp, dy=dy, weight=weight)
-    _check.same_shape("dy", dy, y.shape, "the shape of y")
+    _check.same_shape("dy", dy, active.shape, "the shape of y")
     k = kernels.of(xp)
     filters, channels = weight.shape[:2]
     w_t = _spread(weight, win, places, xp).T  # (C·K', P·F)
@@ -102,7 +102,7 @@ def conv2d_relu_max_pool2d_backward(
 
     def block(rows: slice) -> tuple[Arrays, Arrays]:
         images = x[rows, ...]
-        g = rows_by_filter(k.keep(dy[rows, ...], y[rows, ...] > 0, xp))
+        g = rows_by_filter(k.keep(dy[rows, ...], active[rows, ...], xp))
         dz = k.first_max_backward(g, rows_by_filter(place[rows, ...]), len(places), xp)
         dz = xp.reshape(dz, (len(places) * filters, g.shape[1]))  # (P·F, B·O)
         sums = k.matmul(dz, k.im2col(images, win, xp).T, xp), xp.sum(g, axis=1)
@@ -114,12 +114,6 @@ def conv2d_relu_max_pool2d_backward(
     dw = xp.reshape(dw, (len(places), filters, channels, *win.kernel))
     dweight = sum(dw[(p, ..., *spot)] for p, spot in enumerate(places))
     return dx[0] if need_dx else None, dweight, dbias if has_bias else None
-
-
-def pooled_cost(channels: int, kernel: tuple[int, ...], stride: tuple[int, ...], pool: tuple[int, ...]) -> float:
-    """Return a pooled pixel's multiplications per filter, as a multiple of those of the unpooled pixels it covers."""
-    spans = (k + (p - 1) * s for k, p, s in zip(kernel, pool, stride, strict=True))
-    return prod(spans) / prod(kernel)
 
 
 def _pooled(conv: Window, pool: Window) -> tuple[Window, Places]:

@@ -68,6 +68,7 @@ def softmax_cross_entropy(
     """
     xp = _check.namespace(xp, logits=logits, class_weights=class_weights)
     _check_options(logits, label_smoothing, class_weights, reduction)
+    label_smoothing = float(label_smoothing)
     shape, where = tuple(logits.shape), device(logits)
     classes, by_class = shape[1], (1, -1) + (1,) * (len(shape) - 2)  # (1, K, 1, ...)
     weights = xp.ones(classes, dtype=logits.dtype, device=where) if class_weights is None else class_weights
@@ -86,7 +87,9 @@ def softmax_cross_entropy(
     shifted = logits - xp.max(logits, axis=1, keepdims=True)
     powers = xp.exp(shifted)
     total = xp.sum(powers, axis=1, keepdims=True)
-    loss = -xp.sum(q * (shifted - xp.log(total)), axis=1)  # (N, ...)
+    log_p = shifted - xp.log(total)
+    log_p = xp.where(q == 0, xp.zeros_like(log_p), log_p)  # 0 · log 0 counts as 0
+    loss = -xp.sum(q * log_p, axis=1)  # (N, ...)
     if reduction != "none":
         loss = xp.sum(loss)
     if reduction == "mean":
@@ -121,9 +124,11 @@ def _one_hot(logits: Array, labels: Array, ignore_index: int | None, xp: Namespa
     """Return one-hot labels (N, K, ...) and 1 for the examples that count, 0 for those ignored (N, 1, ...)."""
     classes = logits.shape[1]
     _check.same_shape("targets", labels, (logits.shape[0], *logits.shape[2:]), "one label per example")
-    numbers = xp.arange(classes, dtype=xp.int32, device=device(logits))
+    if _check.dtype_name(labels).endswith(("int8", "int16")):  # too narrow to be compared with the classes' number
+        labels = xp.astype(labels, xp.int32)
+    numbers = xp.arange(classes, dtype=labels.dtype, device=device(logits))
     numbers = xp.reshape(numbers, (1, -1) + (1,) * (logits.ndim - 2))
-    labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=1)  # (N, 1, ...)
+    labels = xp.expand_dims(labels, axis=1)  # (N, 1, ...)
     valid = (labels >= 0) & (labels < classes)
     counted = xp.ones_like(valid)
     if ignore_index is not None:

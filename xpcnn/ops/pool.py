@@ -30,7 +30,9 @@ class MaxPoolSaved(NamedTuple):
         step = 1
         for axis in reversed(range(len(self.win.size))):
             element, rest = rest % self.win.kernel[axis], rest // self.win.kernel[axis]
-            flat = flat + step * (_starts(self.win, axis, self.offset, xp) + element * self.win.dilation[axis])
+            flat = flat + step * (
+                _starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
+            )
             step *= self.win.size[axis]
         return flat
 
@@ -47,7 +49,7 @@ def max_pool2d(
     center: Any = None,
     xp: Namespace | None = None,
 ) -> tuple[Array, MaxPoolSaved]:
-    """Take the largest value of each window of each channel; on ties the first wins.
+    """Take the largest value of each window of each channel; on ties the first wins, and NaN spreads to y.
 
     Parameters
     ----------
@@ -152,7 +154,7 @@ def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> A
     """Return the rank of each window's first element inside the image: where an image of -inf has its maximum."""
     rank, step = 0, 1
     for axis in reversed(range(len(win.size))):
-        start, d, last = _starts(win, axis, like, xp), win.dilation[axis], win.kernel[axis] - 1
+        start, d, last = _starts(win, axis, like, xp.int32, xp), win.dilation[axis], win.kernel[axis] - 1
         if backwards:
             element = last - (win.size[axis] - 1 - start) // d
         else:
@@ -163,9 +165,9 @@ def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> A
     return rank  # (*out)
 
 
-def _starts(win: Window, axis: int, like: Array, xp: Namespace) -> Array:
+def _starts(win: Window, axis: int, like: Array, dtype: Any, xp: Namespace) -> Array:
     """Return the input position of each window's first element along one axis, shaped to broadcast over (*out)."""
-    starts = xp.arange(win.out[axis], dtype=xp.int64, device=device(like)) * win.stride[axis] - win.before[axis]
+    starts = xp.arange(win.out[axis], dtype=dtype, device=device(like)) * win.stride[axis] - win.before[axis]
     return xp.reshape(starts, tuple(-1 if a == axis else 1 for a in range(len(win.size))))
 
 

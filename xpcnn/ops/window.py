@@ -42,7 +42,7 @@ def conv_output_size(
     Returns
     -------
     int
-        The number of windows; 0 or less when the kernel does not fit.
+        The number of windows; 0 when the kernel does not fit.
 
     References
     ----------
@@ -50,12 +50,10 @@ def conv_output_size(
     """
     before, after = (padding, padding) if isinstance(padding, int) else padding
     room = size + before + after - dilation * (kernel - 1) - 1
-    if room < 0:
-        return 0
     if not ceil_mode:
-        return room // stride + 1
-    out = -(-room // stride) + 1
-    return out - 1 if (out - 1) * stride >= size + before else out
+        return max(0, room // stride + 1)
+    out = -(-room // stride) + 1  # a window that does not fit still counts if its overhang is below the stride
+    return max(0, out - 1 if (out - 1) * stride >= size + before else out)
 
 
 def conv_window(
@@ -82,7 +80,7 @@ def conv_window(
     if mode not in MODES:
         raise XpcnnError(f"mode must be 'cross-correlation' or 'convolution', not {mode!r}.")
     if center is not None:
-        if padding not in (0, None):
+        if padding not in (0, (0,) * n):
             raise XpcnnError(f"center fixes the padding, so padding must be left at 0, not {padding!r}.")
         return _centered(size, kernel, strides, dilations, mode, ints("center", center, n, 0))
     pairs = padding_pairs(padding, size, kernel, strides, dilations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
@@ -52,7 +53,7 @@ def sgd(lr: float | Schedule = 0.01, momentum: float = 0.0, *, nesterov: bool = 
     I. Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
     rate = _schedule(lr)
-    _within("momentum", momentum, 0.0, 1.0)
+    momentum = _within("momentum", momentum, 0.0, 1.0)
     if nesterov and not momentum:
         raise XpcnnError("nesterov needs a momentum above 0.")
 
@@ -89,7 +90,7 @@ def adagrad(lr: float | Schedule = 0.01, *, eps: float = 1e-7) -> Optimizer:
     J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
     """
     rate = _schedule(lr)
-    _within("eps", eps, 0.0, float("inf"))
+    eps = _within("eps", eps, 0.0, float("inf"))
 
     def init(params: Params) -> OptState:
         return {"sum_of_squares": _zeros(params)}
@@ -123,9 +124,9 @@ def adam(lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.9
     D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
     """
     rate = _schedule(lr)
-    _within("beta1", beta1, 0.0, 1.0)
-    _within("beta2", beta2, 0.0, 1.0)
-    _within("eps", eps, 0.0, float("inf"))
+    beta1 = _within("beta1", beta1, 0.0, 1.0)
+    beta2 = _within("beta2", beta2, 0.0, 1.0)
+    eps = _within("eps", eps, 0.0, float("inf"))
 
     def init(params: Params) -> OptState:
         return {"mean": _zeros(params), "square": _zeros(params)}
@@ -162,16 +163,18 @@ def _apply(
 def _schedule(lr: float | Schedule) -> Schedule:
     """Return a schedule; a number is a constant one."""
     if callable(lr):
-        return lr
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0.0 < lr < float("inf"):
+        return lambda step: float(lr(step))  # a NumPy scalar would widen float32 parameters
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0.0 < float(lr) < float("inf"):
         raise XpcnnError(f"lr must be a number above 0 or a schedule step -> lr, not {lr!r}.")
-    return lambda step: lr
+    number = float(lr)
+    return lambda step: number
 
 
-def _within(name: str, value: Any, low: float, high: float) -> None:
-    """Raise unless ``low <= value < high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+def _within(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number as a Python float, or raise unless ``low <= value < high``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
         raise XpcnnError(f"{name} must be a number from {low:g} to below {high:g}, not {value!r}.")
+    return float(value)
 
 
 def _zeros(params: Params) -> Params:

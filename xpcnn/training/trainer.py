@@ -14,8 +14,8 @@ from array_api_compat import is_array_api_obj
 from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset
-from xpcnn.errors import ArrayTypeError, XpcnnError
-from xpcnn.model import Model, batches, positive
+from xpcnn.errors import ArrayTypeError, XpcnnError, whole
+from xpcnn.model import Model, batches
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
 
@@ -129,8 +129,8 @@ class Trainer:
         XpcnnError
             When an argument is wrong, or the loss is no longer a number at the end of an epoch.
         """
-        positive("epochs", epochs)
-        positive("batch_size", batch_size)
+        epochs = whole("epochs", epochs, 1)
+        batch_size = whole("batch_size", batch_size, 1)
         train = as_dataset(train)
         test = None if test is None else as_dataset(test)
         if not len(train):
@@ -156,7 +156,7 @@ class Trainer:
             history.losses += losses
             history.epochs.append(record)
             if record.loss is not None and not math.isfinite(record.loss):
-                raise XpcnnError(f"the loss is no longer a number in epoch {epoch}; a smaller --lr may help.")
+                raise XpcnnError(f"the loss is no longer a number in epoch {epoch}; a smaller learning rate may help.")
             if on_epoch:
                 on_epoch(record, losses)
         return history
