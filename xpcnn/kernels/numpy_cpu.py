@@ -33,7 +33,7 @@ __all__ = [
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
 PIECE = 1 << 14  # elements of each array at a time in elementwise work
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
-WORTH_THREADS = 1 << 18  # bytes of temporaries below which waking another thread costs more than it saves
+WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
 
 
 def pad(x: Array, win: Window, fill: float, xp: Namespace) -> Array:
@@ -173,7 +173,7 @@ def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Ar
 
 def map_blocks(step: Step, rows: int, bytes_per_row: int, xp: Namespace) -> tuple[Arrays, Arrays]:
     """Run ``step`` over blocks of rows on all cores; join its first results and add its second results in order."""
-    workers = threads.thread_count() if rows * bytes_per_row > WORTH_THREADS else 1
+    workers = max(1, min(threads.thread_count(), rows * bytes_per_row // WORTH_A_THREAD))
     pieces = blocks(rows, bytes_per_row, BLOCK_BYTES, workers)
     terms: list[Arrays] = [()] * len(pieces)
     joined: list[Array] = []
