@@ -16,7 +16,7 @@ from xpcnn.backend import Backend, cuda_devices, resolve_backend
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import oracles`
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # relative to the largest value
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest value, or absolute if all are below 1
 ALWAYS = ("numpy", "numpy-readonly", "array_api_strict", "array_api_strict-device1")
 
 

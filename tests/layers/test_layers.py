@@ -48,6 +48,29 @@ def test_gradients_of_whole_networks(arrays, name, rng):
         arrays.check(grad, arrays.backend.to_numpy(grads[path]), y, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["simple_convnet", "lenet5"])
+def test_every_backend_has_numpys_gradients_to_1e_10(arrays, name, rng):
+    """Float64, relative to each gradient's own largest value, through every op the networks are made of."""
+    net = getattr(models, name)()
+    host = net.initial_parameters(Key(2), (1, 28, 28))
+    x, t = rng.random((4, 1, 28, 28)), np.array([3, 1, 4, 1])
+
+    def gradients(make):
+        params = {path: make(p) for path, p in host.items()}
+        y, saved, _ = net.forward(params, {}, make(x), train=True)
+        _, loss_saved = ops.softmax_cross_entropy(y, make(t))
+        dx, grads = net.backward(params, ops.softmax_cross_entropy_backward(loss_saved), saved)
+        return grads | {"x": dx}
+
+    expected = gradients(np.array)
+    for path, found in gradients(arrays).items():
+        scale = np.abs(expected[path]).max()
+        assert scale > 0
+        np.testing.assert_allclose(
+            arrays.backend.to_numpy(found), expected[path], rtol=0, atol=1e-10 * scale, err_msg=path
+        )
+
+
 def test_no_gradient_is_computed_for_the_first_layers_input(monkeypatch, rng):
     asked = []
     real = ops.conv2d_backward
