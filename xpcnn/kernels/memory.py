@@ -73,9 +73,9 @@ _UNUSED = _unused()
 
 def _after_fork() -> None:
     """Start over in a forked child, whose lock another thread may have held."""
-    global _lock, _kept
-    _lock, _kept = threading.Lock(), 0
-    _buffers.clear()
+    global _lock
+    _lock = threading.Lock()
+    release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,22 +14,6 @@ from xpcnn.kernels import memory, threads
 from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
 from xpcnn.kernels.window import Window
 
-__all__ = [
-    "BLOCK_BYTES",
-    "add_slices",
-    "col2im",
-    "elementwise",
-    "first_max",
-    "first_max_backward",
-    "im2col",
-    "keep",
-    "map_blocks",
-    "matmul",
-    "pad",
-    "relu",
-    "window_slices",
-]
-
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
 PIECE = 1 << 14  # elements of each array at a time in elementwise work
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out

@@ -15,7 +15,7 @@ from xpcnn.layers.conv import Conv2D
 from xpcnn.layers.pool import MaxPool2D
 from xpcnn.random import Key
 
-FEW_COLUMNS = 256  # C·KH·KW up to which moving the columns costs more than the added multiplications
+FEW_COLUMNS = 256  # C·KH·KW; beyond it multiplications, to which fusing adds, come to outweigh moving columns
 
 
 @dataclass(frozen=True)

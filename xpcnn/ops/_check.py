@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from array_api_compat import array_namespace, is_array_api_obj
 
 from xpcnn.backend import Array, Namespace
@@ -56,12 +54,7 @@ def same_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> 
 
 def dtype_name(array: Array) -> str:
     """Return a dtype's plain name in any namespace, such as ``float32``."""
-    return plain_name(array.dtype)
-
-
-def plain_name(dtype: Any) -> str:
-    """Return the name of a dtype object: ``dtype('float32')``, ``torch.float32`` and their like are ``float32``."""
-    return str(getattr(dtype, "name", None) or dtype).rpartition(".")[2]
+    return str(getattr(array.dtype, "name", None) or array.dtype).rpartition(".")[2]  # torch's is torch.float32
 
 
 def _library(xp: Namespace) -> str:
