@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
 from array_api_compat import array_namespace, is_array_api_obj
 
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import ArrayTypeError, XpcnnError
 
 FLOATS = ("float32", "float64")
+HALVES = ("float16", "bfloat16")  # computed in float32, see xpcnn.ops.half
 
 
 def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
-    """Return the one namespace of the arrays given, all float32 or all float64; None is passed over.
+    """Return the one namespace of the arrays given, all of one floating dtype; None is passed over.
 
     A namespace that the caller names must be that of the arrays' library.
     """
@@ -26,24 +32,47 @@ def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
         raise ArrayTypeError(f"all arrays of one call must come from one library, but {kinds}.") from None
     if xp is not None and _library(xp) != _library(found):
         raise ArrayTypeError(f"xp is {xp.__name__}, but the arrays are {_library(found)}'s.")
-    dtypes = {name: dtype_name(array) for name, array in given.items()}
+    one_dtype(given)
+    first, array = next(iter(given.items()))
+    if dtype_name(array) not in FLOATS:
+        raise ArrayTypeError(f"{first} has dtype {dtype_name(array)}; supported are {', '.join((*HALVES, *FLOATS))}.")
+    return found
+
+
+def one_dtype(arrays: dict[str, Array]) -> None:
+    """Raise unless the arrays share one dtype and are no integers, naming each."""
+    dtypes = {name: dtype_name(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():
         if dtype.startswith(("int", "uint", "bool")):
             raise ArrayTypeError(
                 f"{name} has dtype {dtype}; normalise integer images to float32 or float64 first (such as x / 255)."
             )
-        if dtype not in FLOATS:
-            raise ArrayTypeError(f"{name} has dtype {dtype}; supported are {' and '.join(FLOATS)}.")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise ArrayTypeError(f"all arrays of one call must have one dtype, but {listed}; convert one with astype.")
-    return found
 
 
 def rank(name: str, array: Array, axes: str) -> None:
     """Raise unless an array has the axes named, such as ``"N, C, H, W"``."""
     if array.ndim != axes.count(",") + 1:
         raise XpcnnError(f"{name} must have the axes ({axes}), got shape {tuple(array.shape)}.")
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Return a plain number (a NumPy scalar would widen float32), or raise unless ``low <= value < high``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
+        raise XpcnnError(f"{name} must be a number from {low:g} to below {high:g}, not {value!r}.")
+    return float(value)
+
+
+def axes_of(name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """Return one or several axes as increasing numbers from 0, or raise."""
+    values = value if isinstance(value, Sequence) else (value,)
+    whole = all(hasattr(v, "__index__") and not isinstance(v, bool) for v in values)
+    axes = sorted(operator.index(v) % ndim for v in values if -ndim <= v < ndim) if whole and ndim else []
+    if not axes or len(axes) != len(values) or len(set(axes)) != len(axes):
+        raise XpcnnError(f"{name} must be different axes of an array with {ndim} of them, not {value!r}.")
+    return tuple(axes)
 
 
 def same_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> None:

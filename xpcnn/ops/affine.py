@@ -10,7 +10,7 @@ from array_api_compat import device
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError
-from xpcnn.ops import _check
+from xpcnn.ops import _check, half
 
 
 class AffineSaved(NamedTuple):
@@ -21,6 +21,7 @@ class AffineSaved(NamedTuple):
     has_bias: bool
 
 
+@half.forward
 def affine(
     x: Array, weight: Array, bias: Array | None = None, *, xp: Namespace | None = None
 ) -> tuple[Array, AffineSaved]:
@@ -60,6 +61,7 @@ def affine(
     return y, AffineSaved(x, weight, bias is not None)
 
 
+@half.backward
 def affine_backward(
     dy: Array, saved: AffineSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:

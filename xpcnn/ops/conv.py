@@ -9,7 +9,7 @@ from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import Window
-from xpcnn.ops import _check
+from xpcnn.ops import _check, half
 from xpcnn.ops.window import AXES, conv_window
 
 Arrays = tuple[Array, ...]
@@ -41,7 +41,7 @@ def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, group
             y += bias[:, None]  # in place where the namespace can: y is this block's own
         return (xp.moveaxis(xp.reshape(y, (filters, images.shape[0], *win.out)), 0, 1),), ()  # (B, F, *out)
 
-    (y,), _ = k.map_blocks(block, x.shape[0], _bytes(x, channels + filters // win.taps, win), xp)
+    (y,), _ = k.map_blocks(block, x.shape[0], column_bytes(x, channels + filters // win.taps, win), xp)
     return y
 
 
@@ -64,10 +64,11 @@ def conv_backward(
         dcols = xp.reshape(k.matmul(w_t, g, xp), (channels * win.taps, columns))  # (C·K, B·O)
         return (k.col2im(dcols, batch, channels, win, xp),), sums
 
-    dx, (dweight, dbias) = k.map_blocks(block, x.shape[0], _bytes(x, 2 * channels + filters // win.taps, win), xp)
+    dx, (dweight, dbias) = k.map_blocks(block, x.shape[0], column_bytes(x, 2 * channels + filters // win.taps, win), xp)
     return dx[0] if need_dx else None, xp.reshape(dweight, weight.shape), xp.reshape(dbias, (filters,))
 
 
+@half.forward
 def conv2d(
     x: Array,
     weight: Array,
@@ -121,6 +122,7 @@ def conv2d(
     return _conv(2, x, weight, bias, stride, padding, dilation, groups, mode, center, xp)
 
 
+@half.backward
 def conv2d_backward(
     dy: Array, saved: ConvSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:
@@ -144,6 +146,7 @@ def conv2d_backward(
     return dx, dweight, dbias if saved.has_bias else None
 
 
+@half.forward
 def conv1d(
     x: Array,
     weight: Array,
@@ -161,6 +164,7 @@ def conv1d(
     return _conv(1, x, weight, bias, stride, padding, dilation, groups, mode, center, xp)
 
 
+@half.forward
 def conv3d(
     x: Array,
     weight: Array,
@@ -230,6 +234,6 @@ def _flip(weight: Array, xp: Namespace) -> Array:
     return xp.flip(weight, axis=tuple(range(2, weight.ndim)))
 
 
-def _bytes(x: Array, channels: int, win: Window) -> int:
+def column_bytes(x: Array, channels: int, win: Window) -> int:
     """Bytes that one image's columns take, with ``channels`` counting everything laid out like them."""
     return channels * win.taps * prod(win.out) * (8 if _check.dtype_name(x) == "float64" else 4)

@@ -17,7 +17,7 @@ from array_api_compat import device
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.kernels import Window
-from xpcnn.ops import _check
+from xpcnn.ops import _check, half
 from xpcnn.ops.conv import check_shapes
 from xpcnn.ops.window import conv_window, ints
 
@@ -37,6 +37,7 @@ class ConvPoolSaved(NamedTuple):
     places: Places  # of the filter within the patch
 
 
+@half.forward
 def conv2d_relu_max_pool2d(
     x: Array,
     weight: Array,
@@ -86,6 +87,7 @@ def conv2d_relu_max_pool2d(
     return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places)
 
 
+@half.backward
 def conv2d_relu_max_pool2d_backward(
     dy: Array, saved: ConvPoolSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:

@@ -10,7 +10,7 @@ from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import Window
-from xpcnn.ops import _check
+from xpcnn.ops import _check, half
 from xpcnn.ops.window import AXES, conv_window, ints, padding_pairs
 
 
@@ -31,12 +31,13 @@ class MaxPoolSaved(NamedTuple):
         for axis in reversed(range(len(self.win.size))):
             element, rest = rest % self.win.kernel[axis], rest // self.win.kernel[axis]
             flat = flat + step * (
-                _starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
+                window_starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
             )
             step *= self.win.size[axis]
         return flat
 
 
+@half.forward
 def max_pool2d(
     x: Array,
     kernel_size: Any,
@@ -82,6 +83,7 @@ def max_pool2d(
     return _max_pool(2, x, kernel_size, stride, padding, dilation, ceil_mode, mode, center, xp)
 
 
+@half.backward
 def max_pool2d_backward(dy: Array, saved: MaxPoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: each dy goes to the input that was its window's maximum, and to no other."""
     xp = _check.namespace(xp, dy=dy, x=saved.x)
@@ -91,6 +93,7 @@ def max_pool2d_backward(dy: Array, saved: MaxPoolSaved, *, xp: Namespace | None 
     return k.add_slices(parts, saved.x, saved.win, xp)
 
 
+@half.forward
 def max_pool1d(
     x: Array,
     kernel_size: Any,
@@ -107,6 +110,7 @@ def max_pool1d(
     return _max_pool(1, x, kernel_size, stride, padding, dilation, ceil_mode, mode, center, xp)
 
 
+@half.forward
 def max_pool3d(
     x: Array,
     kernel_size: Any,
@@ -154,7 +158,7 @@ def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> A
     """Return the rank of each window's first element inside the image: where an image of -inf has its maximum."""
     rank, step = 0, 1
     for axis in reversed(range(len(win.size))):
-        start, d, last = _starts(win, axis, like, xp.int32, xp), win.dilation[axis], win.kernel[axis] - 1
+        start, d, last = window_starts(win, axis, like, xp.int32, xp), win.dilation[axis], win.kernel[axis] - 1
         if backwards:
             element = last - (win.size[axis] - 1 - start) // d
         else:
@@ -165,7 +169,7 @@ def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> A
     return rank  # (*out)
 
 
-def _starts(win: Window, axis: int, like: Array, dtype: Any, xp: Namespace) -> Array:
+def window_starts(win: Window, axis: int, like: Array, dtype: Any, xp: Namespace) -> Array:
     """Return the input position of each window's first element along one axis, shaped to broadcast over (*out)."""
     starts = xp.arange(win.out[axis], dtype=dtype, device=device(like)) * win.stride[axis] - win.before[axis]
     return xp.reshape(starts, tuple(-1 if a == axis else 1 for a in range(len(win.size))))

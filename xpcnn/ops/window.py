@@ -99,6 +99,42 @@ def conv_window(
     return Window(tuple(size), tuple(kernel), strides, dilations, tuple(p[0] for p in pairs), out)
 
 
+def transposed_window(
+    size: Ints, kernel: Ints, *, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, dilation: Any = 1
+) -> Window:
+    """Return the windows of the convolution that a transposed one of these options is the adjoint of.
+
+    Raises
+    ------
+    XpcnnError
+        For an option out of range, or an output without pixels.
+    """
+    n = len(size)
+    strides, dilations = ints("stride", stride, n, 1), ints("dilation", dilation, n, 1)
+    extra = ints("output_padding", output_padding, n, 0)
+    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
+        raise XpcnnError(
+            f"output_padding {output_padding!r} must be smaller than the stride {strides} or the dilation {dilations}."
+        )
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
+    if padding == "same":
+        if any(extra):
+            raise XpcnnError("padding 'same' makes size * stride pixels, so output_padding must be left at 0.")
+        out = tuple(m * s for m, s in zip(size, strides, strict=True))
+        before = tuple(max(0, span - s) // 2 for span, s in zip(spans, strides, strict=True))
+    else:
+        pairs = padding_pairs(padding, size, kernel, strides, dilations)
+        before = tuple(pair[0] for pair in pairs)
+        axes = zip(size, strides, pairs, spans, extra, strict=True)
+        out = tuple((m - 1) * s - sum(pair) + span + e for m, s, pair, span, e in axes)
+    if min(size, default=0) < 1 or min(out) < 1:
+        raise XpcnnError(
+            f"the input {tuple(size)} with kernel {tuple(kernel)}, stride {strides} and padding {padding!r} makes an "
+            f"output without pixels, {tuple(out)}; use less padding or a larger kernel."
+        )
+    return Window(out, tuple(kernel), strides, dilations, before, tuple(size))
+
+
 def padding_pairs(padding: Any, size: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> list[tuple[int, int]]:
     """Return (before, after) per axis from an int, ints, pairs, ``"valid"`` or ``"same"``."""
     n = len(size)

@@ -1,4 +1,4 @@
-"""Losses, each with the gradient of its first argument."""
+"""Cross-entropy of softmax, with the gradient of the logits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from array_api_compat import device
 
 from xpcnn.backend import Array, Namespace, is_numpy
 from xpcnn.errors import ArrayTypeError, XpcnnError
-from xpcnn.ops import _check
-
-REDUCTIONS = ("mean", "sum", "none")
+from xpcnn.ops import _check, half
+from xpcnn.ops.reduction import check_reduction, divided
 
 
 class CrossEntropySaved(NamedTuple):
@@ -23,6 +22,7 @@ class CrossEntropySaved(NamedTuple):
     reduction: str
 
 
+@half.forward
 def softmax_cross_entropy(
     logits: Array,
     targets: Array,
@@ -93,10 +93,11 @@ def softmax_cross_entropy(
     if reduction != "none":
         loss = xp.sum(loss)
     if reduction == "mean":
-        loss = loss / divisor
+        loss = divided(loss, divisor, xp)
     return loss, CrossEntropySaved(powers / total, q, divisor if reduction == "mean" else None, reduction)
 
 
+@half.backward
 def softmax_cross_entropy_backward(
     saved: CrossEntropySaved, dy: Array | None = None, *, xp: Namespace | None = None
 ) -> Array:
@@ -113,7 +114,7 @@ def softmax_cross_entropy_backward(
     xp = _check.namespace(xp, p=p, dy=dy)
     dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
     if divisor is not None:
-        dlogits = dlogits / divisor
+        dlogits = divided(dlogits, divisor, xp)
     if dy is None:
         return dlogits
     _check.same_shape("dy", dy, (p.shape[0], *p.shape[2:]) if reduction == "none" else (), "the shape of the loss")
@@ -148,8 +149,7 @@ def _check_options(logits: Array, label_smoothing: float, class_weights: Array |
         raise XpcnnError(f"logits must have the axes (N, K, ...) with at least one class, got {tuple(logits.shape)}.")
     if not 0.0 <= label_smoothing <= 1.0:
         raise XpcnnError(f"label_smoothing must lie between 0 and 1, not {label_smoothing!r}.")
-    if reduction not in REDUCTIONS:
-        raise XpcnnError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
+    check_reduction(reduction)
     if class_weights is not None:
         _check.same_shape("class_weights", class_weights, (logits.shape[1],), "one per class")
 

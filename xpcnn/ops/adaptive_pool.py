@@ -1,0 +1,155 @@
+"""Pooling to a given size, or to one number per channel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import array_api_extra as xpx
+from array_api_compat import device
+
+from xpcnn.backend import Array, Namespace
+from xpcnn.errors import XpcnnError
+from xpcnn.ops import _check, half
+from xpcnn.ops.window import AXES
+
+Bins = list[slice]
+
+
+class AdaptivePoolSaved(NamedTuple):
+    """What `adaptive_avg_pool2d_backward` needs."""
+
+    like: Array  # an empty batch of x's channels
+    shape: tuple[int, ...]
+    rows: Bins
+    columns: Bins
+
+
+class GlobalPoolSaved(NamedTuple):
+    """What the backward of global pooling needs."""
+
+    like: Array  # an empty batch of x's channels
+    shape: tuple[int, ...]
+    indices: Array | None = None  # of the maxima: flat positions in their planes (N, C), int64
+
+
+@half.forward
+def adaptive_avg_pool2d(x: Array, output_size: Any, *, xp: Namespace | None = None) -> tuple[Array, AdaptivePoolSaved]:
+    """Average images over an even grid of bins: bin i of n covers the rows from ⌊i·H/n⌋ to before ⌈(i + 1)·H/n⌉.
+
+    Bins overlap by a row where n does not divide H, as PyTorch's do.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        Images, of any floating dtype.
+    output_size : int or (int or None, int or None)
+        Rows and columns of the output; None keeps an axis as it is.
+
+    Returns
+    -------
+    y : array (N, C, OH, OW)
+    saved : AdaptivePoolSaved
+    """
+    xp = _check.namespace(xp, x=x)
+    _check_image(x)
+    rows, columns = (_bins(n, out) for n, out in zip(x.shape[2:], _sizes(output_size), strict=True))
+    tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
+    y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
+    return y, AdaptivePoolSaved(x[:0, ...], tuple(x.shape), rows, columns)
+
+
+@half.backward
+def adaptive_avg_pool2d_backward(dy: Array, saved: AdaptivePoolSaved, *, xp: Namespace | None = None) -> Array:
+    """Return dx: each dy is spread evenly over its bin."""
+    like, shape, rows, columns = saved
+    xp = _check.namespace(xp, dy=dy, x=like)
+    _check.same_shape("dy", dy, (*shape[:2], len(rows), len(columns)), "the shape of y")
+    tall = xp.zeros((*shape[:2], len(rows), shape[3]), dtype=dy.dtype, device=device(dy))
+    for j, piece in enumerate(columns):
+        tall = xpx.at(tall, (..., piece)).add(dy[..., j, None] / (piece.stop - piece.start), copy=None, xp=xp)
+    dx = xp.zeros(shape, dtype=dy.dtype, device=device(dy))
+    for i, piece in enumerate(rows):
+        share = tall[:, :, i, None, :] / (piece.stop - piece.start)
+        dx = xpx.at(dx, (slice(None), slice(None), piece, slice(None))).add(share, copy=None, xp=xp)
+    return dx
+
+
+@half.forward
+def global_avg_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, GlobalPoolSaved]:
+    """Average each channel of images (N, C, H, W) to one number: (N, C).
+
+    M. Lin, Q. Chen, S. Yan, "Network in network", 2014, section 3.2.
+    """
+    xp = _check.namespace(xp, x=x)
+    _check_image(x)
+    return xp.mean(x, axis=(2, 3)), GlobalPoolSaved(x[:0, ...], tuple(x.shape))
+
+
+@half.backward
+def global_avg_pool2d_backward(dy: Array, saved: GlobalPoolSaved, *, xp: Namespace | None = None) -> Array:
+    """Return dx (N, C, H, W): each dy is spread evenly over its channel."""
+    xp = _check_dy(dy, saved, xp)
+    share = dy[:, :, None, None] / (saved.shape[2] * saved.shape[3])
+    return xp.zeros(saved.shape, dtype=dy.dtype, device=device(dy)) + share
+
+
+@half.forward
+def global_max_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, GlobalPoolSaved]:
+    """Take the largest value of each channel of images (N, C, H, W): (N, C); on ties the first wins.
+
+    ``saved.indices`` gives each maximum's flat position in its plane.
+    """
+    xp = _check.namespace(xp, x=x)
+    _check_image(x)
+    pixels = x.shape[2] * x.shape[3]
+    flat = xp.reshape(x, (*x.shape[:2], pixels))
+    y = xp.max(flat, axis=2)
+    there = (flat == y[..., None]) | xp.isnan(flat)
+    beyond = xp.full((), pixels - 1, dtype=xp.int64, device=device(x))
+    indices = xp.min(xp.where(there, _numbers(pixels, x, xp), beyond), axis=2)
+    return y, GlobalPoolSaved(x[:0, ...], tuple(x.shape), indices)
+
+
+@half.backward
+def global_max_pool2d_backward(dy: Array, saved: GlobalPoolSaved, *, xp: Namespace | None = None) -> Array:
+    """Return dx (N, C, H, W): each dy goes to the pixel that was its channel's maximum."""
+    xp = _check_dy(dy, saved, xp)
+    chosen = saved.indices[..., None] == _numbers(saved.shape[2] * saved.shape[3], dy, xp)  # type: ignore[index]
+    zero = xp.zeros((), dtype=dy.dtype, device=device(dy))
+    return xp.reshape(xp.where(chosen, dy[..., None], zero), saved.shape)
+
+
+def _numbers(count: int, like: Array, xp: Namespace) -> Array:
+    """Return 0, 1, 2, ... as int64."""
+    return xp.arange(count, dtype=xp.int64, device=device(like))
+
+
+def _check_image(x: Array) -> None:
+    """Raise unless x holds images with pixels."""
+    _check.rank("x", x, AXES[2])
+    if not x.shape[2] * x.shape[3]:
+        raise XpcnnError(f"x of shape {tuple(x.shape)} has images without pixels.")
+
+
+def _check_dy(dy: Array, saved: GlobalPoolSaved, xp: Namespace | None) -> Namespace:
+    """Return the namespace, or raise unless dy has y's shape and dtype."""
+    xp = _check.namespace(xp, dy=dy, x=saved.like)
+    _check.same_shape("dy", dy, saved.shape[:2], "the shape of y")
+    return xp
+
+
+def _sizes(output_size: Any) -> tuple[int | None, int | None]:
+    """Return (rows, columns) from an int or a pair."""
+    pair = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
+    right = len(pair) == 2 and all(n is None or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in pair)
+    if not right or any(n is not None and n < 1 for n in pair):
+        raise XpcnnError(
+            f"output_size must be a whole number of 1 or more, or a pair of them or None, not {output_size!r}."
+        )
+    return pair[0], pair[1]
+
+
+def _bins(size: int, out: int | None) -> Bins:
+    """Return the slices of one axis that PyTorch's adaptive pooling averages."""
+    out = size if out is None else int(out)
+    return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]

@@ -1,0 +1,254 @@
+"""Batch, layer and group normalisation: x̂ = (x - mean) / √(var + ε), y = γ·x̂ + β, and their gradient.
+
+They differ in which values a mean and a variance are taken over; the rest is shared.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+from array_api_compat import device
+
+from xpcnn.backend import Array, Namespace
+from xpcnn.errors import XpcnnError
+from xpcnn.ops import _check, half
+
+Shape = tuple[int, ...]
+
+
+class NormSaved(NamedTuple):
+    """What a normalisation's backward needs."""
+
+    normal: Array  # x̂, of x's shape
+    scale: Array  # 1 / √(var + ε), broadcasting over ``view``
+    gamma: Array | None
+    has_beta: bool
+    param_shape: Shape  # of gamma and beta
+    spread: Shape  # the same, as it broadcasts over x
+    view: Shape  # x's shape with its groups apart
+    axes: Shape  # of ``view``, which the statistics were taken over; none where they were given
+
+
+@half.forward
+def batch_norm(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    *,
+    train: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    xp: Namespace | None = None,
+) -> tuple[Array, NormSaved, tuple[Array | None, Array | None]]:
+    """Normalise each channel over the batch and its pixels [1]_.
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+        Of any floating dtype.
+    gamma, beta : array (C,) or None
+        Scale and shift; None stands for ones and zeros.
+    running_mean, running_var : array (C,) or None
+        Statistics so far; may be None in training.
+    train : bool
+        Normalise with the batch's own mean and biased variance and update the statistics with the unbiased one;
+        otherwise normalise with the statistics given.
+    momentum : float
+        Share of the batch in the new statistics: ``new = (1 - momentum)·old + momentum·batch``.
+    eps : float
+        ε, added to the variance.
+
+    Returns
+    -------
+    y : array (N, C, ...)
+    saved : NormSaved
+    statistics : (new_mean, new_var)
+        As given, if not in training or for an empty batch.
+
+    Raises
+    ------
+    XpcnnError
+        When shapes do not fit, or training finds a single value per channel, which has no variance.
+
+    References
+    ----------
+    .. [1] S. Ioffe, C. Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
+    """
+    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    if x.ndim < 2:
+        raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
+    momentum, eps = _check.number("momentum", momentum, 0.0, 1.0 + 1e-12), _epsilon(eps)
+    channels = (x.shape[1],)
+    names = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    _check_parameters(channels, "one per channel", **names)
+    spread = (1, x.shape[1], *(1,) * (x.ndim - 2))
+    axes = (0, *range(2, x.ndim))
+    count = prod(x.shape[axis] for axis in axes)
+    if train and count == 1:
+        raise XpcnnError(
+            f"batch_norm cannot train on x of shape {tuple(x.shape)}: one value per channel has no variance."
+        )
+    if train and count:
+        normal, scale, mean, var = _standardise(x, axes, eps, xp)
+        unbiased = var * (count / (count - 1))
+        statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
+    elif running_mean is not None and running_var is not None:
+        axes, statistics = (), (running_mean, running_var)
+        scale = 1.0 / xp.sqrt(xp.reshape(running_var, spread) + eps)
+        normal = (x - xp.reshape(running_mean, spread)) * scale
+    elif train:  # an empty batch, and nothing to keep
+        axes, statistics = (), (running_mean, running_var)
+        normal, scale = x, xp.ones(spread, dtype=x.dtype, device=device(x))
+    else:
+        raise XpcnnError("batch_norm needs running_mean and running_var unless it trains.")
+    saved = NormSaved(normal, scale, gamma, beta is not None, channels, spread, tuple(x.shape), axes)
+    return _scaled(normal, gamma, beta, spread, xp), saved, statistics
+
+
+@half.forward
+def layer_norm(
+    x: Array, gamma: Array | None, beta: Array | None, *, axes: Any, eps: float = 1e-5, xp: Namespace | None = None
+) -> tuple[Array, NormSaved]:
+    """Normalise each example over some of its axes [1]_.
+
+    Parameters
+    ----------
+    x : array
+        Of any floating dtype.
+    gamma, beta : array of x's shape on those axes, or None
+        Scale and shift; None stands for ones and zeros.
+    axes : int or ints
+        The axes to normalise over; negative ones count from the last.
+    eps : float
+        ε, added to the variance.
+
+    Returns
+    -------
+    y : array of x's shape
+    saved : NormSaved
+
+    References
+    ----------
+    .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer normalization", 2016, equation 4.
+    """
+    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta)
+    axes = _check.axes_of("axes", axes, x.ndim)
+    shape = tuple(x.shape[axis] for axis in axes)
+    _check_parameters(shape, f"x's on the axes {axes}", gamma=gamma, beta=beta)
+    spread = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
+    normal, scale, _, _ = _standardise(x, axes, _epsilon(eps), xp)
+    saved = NormSaved(normal, scale, gamma, beta is not None, shape, spread, tuple(x.shape), axes)
+    return _scaled(normal, gamma, beta, spread, xp), saved
+
+
+@half.forward
+def group_norm(
+    x: Array, gamma: Array | None, beta: Array | None, *, groups: int, eps: float = 1e-5, xp: Namespace | None = None
+) -> tuple[Array, NormSaved]:
+    """Normalise each example over the pixels of a group of channels [1]_.
+
+    Parameters
+    ----------
+    x : array (N, C, ...)
+        Of any floating dtype.
+    gamma, beta : array (C,) or None
+        Scale and shift; None stands for ones and zeros.
+    groups : int
+        Number of groups, which must divide C; C groups are instance normalisation, one is over the whole example.
+    eps : float
+        ε, added to the variance.
+
+    Returns
+    -------
+    y : array (N, C, ...)
+    saved : NormSaved
+
+    References
+    ----------
+    .. [1] Y. Wu, K. He, "Group normalization", 2018, equations 1 to 3.
+    """
+    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta)
+    if x.ndim < 2:
+        raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
+    channels = (x.shape[1],)
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1 or x.shape[1] % groups:
+        raise XpcnnError(f"groups={groups!r} must be a whole number that divides x's {x.shape[1]} channels.")
+    _check_parameters(channels, "one per channel", gamma=gamma, beta=beta)
+    spread = (1, x.shape[1], *(1,) * (x.ndim - 2))
+    view = (x.shape[0], groups, prod(x.shape[1:]) // groups)
+    normal, scale, _, _ = _standardise(xp.reshape(x, view), (2,), _epsilon(eps), xp)
+    normal = xp.reshape(normal, x.shape)
+    saved = NormSaved(normal, scale, gamma, beta is not None, channels, spread, view, (2,))
+    return _scaled(normal, gamma, beta, spread, xp), saved
+
+
+@half.backward
+def batch_norm_backward(
+    dy: Array, saved: NormSaved, *, xp: Namespace | None = None
+) -> tuple[Array, Array | None, Array | None]:
+    """Return ``(dx, dgamma, dbeta)``: ``dx̂ = γ·dy``, ``dx = (dx̂ - mean(dx̂) - x̂·mean(dx̂·x̂)) / √(var + ε)``.
+
+    The means are over what the statistics were taken over; where those were given, there are none. A gradient is None
+    where gamma or beta was.
+
+    Parameters
+    ----------
+    dy : array of y's shape
+    saved : NormSaved
+        From the forward call.
+    """
+    normal, scale, gamma, has_beta, shape, spread, view, axes = saved
+    xp = _check.namespace(xp, dy=dy, normal=normal)
+    _check.same_shape("dy", dy, normal.shape, "the shape of y")
+    dgamma = None if gamma is None else _summed(dy * normal, shape, spread, xp)
+    dbeta = _summed(dy, shape, spread, xp) if has_beta else None
+    g = xp.reshape(dy if gamma is None else dy * xp.reshape(gamma, spread), view)
+    if axes:
+        x_hat = xp.reshape(normal, view)
+        g = g - xp.mean(g, axis=axes, keepdims=True) - x_hat * xp.mean(g * x_hat, axis=axes, keepdims=True)
+    return xp.reshape(g * scale, dy.shape), dgamma, dbeta
+
+
+layer_norm_backward = group_norm_backward = batch_norm_backward
+
+
+def _standardise(x: Array, axes: Shape, eps: float, xp: Namespace) -> tuple[Array, Array, Array, Array]:
+    """Return x̂, 1 / √(var + ε), the mean and the biased variance, all with x's axes."""
+    if not prod(x.shape[axis] for axis in axes):
+        raise XpcnnError(f"x of shape {tuple(x.shape)} has no values on the axes to normalise over.")
+    mean = xp.mean(x, axis=axes, keepdims=True)
+    centered = x - mean
+    var = xp.mean(centered * centered, axis=axes, keepdims=True)
+    scale = 1.0 / xp.sqrt(var + eps)
+    return centered * scale, scale, mean, var
+
+
+def _scaled(normal: Array, gamma: Array | None, beta: Array | None, spread: Shape, xp: Namespace) -> Array:
+    """Return γ·x̂ + β as new memory."""
+    y = xp.asarray(normal, copy=True) if gamma is None else normal * xp.reshape(gamma, spread)
+    return y if beta is None else y + xp.reshape(beta, spread)
+
+
+def _summed(values: Array, shape: Shape, spread: Shape, xp: Namespace) -> Array:
+    """Add up over the axes that a parameter does not have: the adjoint of broadcasting it."""
+    others = tuple(axis for axis, n in enumerate(spread) if n == 1)
+    return xp.reshape(xp.sum(values, axis=others), shape) if others else xp.asarray(values, copy=True)
+
+
+def _mixed(old: Array | None, new: Array, momentum: float, xp: Namespace) -> Array | None:
+    """Move a running statistic towards the batch's."""
+    return None if old is None else (1.0 - momentum) * old + momentum * xp.reshape(new, old.shape)
+
+
+def _check_parameters(shape: Shape, why: str, **arrays: Array | None) -> None:
+    """Raise unless every array given has the shape."""
+    for name, array in arrays.items():
+        if array is not None:
+            _check.same_shape(name, array, shape, why)
+
+
+def _epsilon(eps: float) -> float:
+    return _check.number("eps", eps, 0.0, float("inf"))
