@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
 from xpcnn.errors import ArrayTypeError, BackendError
 
@@ -170,6 +171,15 @@ def device_name(backend: Backend) -> str:
         properties = cupy.cuda.runtime.getDeviceProperties(backend.device.id)
         return f"{properties['name'].decode()} (cuda:{backend.device.id})"
     return str(backend.device)
+
+
+def upload_like(host: np.ndarray[Any, Any], like: Array) -> Array:
+    """Return a host array as one of another array's library, on its device."""
+    xp = array_namespace(like)
+    if is_cupy(xp):
+        with like.device:
+            return xp.asarray(host)
+    return xp.asarray(host, device=device(like))
 
 
 def is_numpy(xp: Namespace) -> bool:

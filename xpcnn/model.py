@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
 from xpcnn.layers import Layer, from_config, to_config
 from xpcnn.layers.base import Arrays, Parameter, Shape
+from xpcnn.layers.summary import summarise
 from xpcnn.random import Key
 
 Host = np.ndarray[Any, Any]
@@ -201,7 +203,8 @@ class Model:
         }
         arrays = self._params | self._state
         host = {path: np.ascontiguousarray(self.backend.to_numpy(array)) for path, array in arrays.items()}
-        write_whole(path, save(host, metadata={"xpcnn": json.dumps(description)}))
+        text = json.dumps(description)
+        write_whole(path, save(host, metadata={"xpcnn": text, "blake2b": _digest(text)}))
 
     @classmethod
     def load(cls, path: str | Path, device: str | Backend = "auto", *, custom: Iterable[type[Layer]] = ()) -> Model:
@@ -250,21 +253,10 @@ class Model:
         ) as error:
             raise DataError(f"{path} is not a whole xpcnn model: {_reason(error)}") from None
 
-    def summary(self) -> str:
-        """Return a table of the layers with their output shapes and parameters."""
-        rows = [("layer", "type", "output shape", "parameters"), ("input", "", str(self.input_shape), "")]
-        shapes = getattr(self.net, "shapes", None)
-        layers = shapes(self.input_shape) if shapes else [("net", self.net, self.input_shape, self.output_shape)]
-        for name, layer, before, after in layers:
-            rows.append((name, type(layer).__name__, str(after), f"{layer.parameter_count(before):,}"))
-        total = self.net.parameter_count(self.input_shape)
-        rows.append(("total", "", "", f"{total:,}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join(f"{a:<{w}}" for a, w in zip(r[:3], widths, strict=False)) + f"  {r[3]:>{widths[3]}}" for r in rows
-        ]
-        rule = "-" * max(map(len, lines))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    def summary(self, batch_size: int = 100) -> str:
+        """Return a table: layer, output shape, parameters, multiply-adds, receptive field, a batch's im2col memory."""
+        whole("batch_size", batch_size, 1)
+        return summarise(self.net, self.input_shape, batch_size, 8 if self.dtype == "float64" else 4)
 
     def _forward(self, x: Any) -> Array:
         """Run a batch through the network without training."""
@@ -298,9 +290,12 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
         raise DataError(f"{path} does not exist.")
     try:
         with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("xpcnn")
+            metadata = file.metadata() or {}
+            text = metadata.get("xpcnn")
             if text is None:
                 raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
+            if metadata.get("blake2b", _digest(text)) != _digest(text):
+                raise DataError(f"{path} is damaged: its description is not what was written.")
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
             wrong = [
@@ -321,6 +316,11 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
             return {name: file.get_tensor(name) for name in shapes}
 
     return description, shapes, read
+
+
+def _digest(text: str) -> str:
+    """Return a description's checksum: a flipped bit may still make sense."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -28,8 +28,12 @@ class Window:
     @cached_property
     def extent(self) -> Ints:
         """Length of the padded input that the windows cover."""
-        spans = zip(self.out, self.stride, self.dilation, self.kernel, strict=True)
-        return tuple((o - 1) * s + d * (k - 1) + 1 for o, s, d, k in spans)
+        return tuple((o - 1) * s + span for o, s, span in zip(self.out, self.stride, self.span, strict=True))
+
+    @cached_property
+    def span(self) -> Ints:
+        """Length of a dilated kernel."""
+        return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
 
     @cached_property
     def taps(self) -> int:

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError, whole
-from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
+from xpcnn.layers.base import Arrays, Cost, Layer, Parameter, Shape
 from xpcnn.optim.initializers import HeNormal, Initializer, Zeros
 from xpcnn.random import Key
 
@@ -37,6 +37,10 @@ class Affine(Layer):
         features = prod(input_shape)
         weight = {"weight": Parameter((features, self.out), features, self.init)}
         return weight | ({"bias": Parameter((self.out,), features, Zeros())} if self.bias else {})
+
+    def cost(self, input_shape: Shape) -> Cost:
+        """Every output is a product with the whole input."""
+        return Cost(prod(input_shape) * self.out, span=None)
 
     def forward(
         self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None

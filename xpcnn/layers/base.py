@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import fields
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from xpcnn import ops
 from xpcnn.backend import Array
+from xpcnn.errors import XpcnnError
 from xpcnn.optim.initializers import Initializer
 from xpcnn.random import Key
 
@@ -22,6 +26,45 @@ class Parameter(NamedTuple):
     shape: Shape
     fan_in: int
     initial: Initializer
+
+
+class Cost(NamedTuple):
+    """What one example costs a layer, and how far one output sees."""
+
+    multiply_adds: int = 0
+    columns: int = 0  # numbers that im2col lays out
+    span: tuple[float, ...] | None = ()  # input pixels per axis that one output sees; () for one, None for all
+    step: tuple[float, ...] = ()  # input pixels between neighbouring outputs; () for one
+
+    def then(self, after: Cost) -> Cost:
+        """Return the cost of this and then another; a step apart, each window adds to what is seen.
+
+        V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016; A. Araujo et al.,
+        "Computing receptive fields of convolutional neural networks", 2019, equations 1 and 2.
+        """
+        span, step = self.span, self.step
+        if span is None or after.span is None:
+            span, step = None, ()
+        elif after.span:
+            span, step = span or (1.0,) * len(after.span), step or (1.0,) * len(after.span)
+            span = tuple(s + (a - 1) * j for s, a, j in zip(span, after.span, step, strict=True))
+            step = tuple(j * a for j, a in zip(step, after.step, strict=True))
+        return Cost(self.multiply_adds + after.multiply_adds, max(self.columns, after.columns), span, step)
+
+    def beside(self, other: Cost) -> Cost:
+        """Return the cost of this and another on the same input: what either sees is seen."""
+        seen = None if self.span is None or other.span is None else max(self.span, other.span)
+        products, columns = self.multiply_adds + other.multiply_adds, max(self.columns, other.columns)
+        return Cost(products, columns, seen, max(self.step, other.step))
+
+
+class Placed(NamedTuple):
+    """A layer within a network: its path, its input and output shape."""
+
+    path: str
+    layer: Layer
+    input_shape: Shape
+    output_shape: Shape
 
 
 class Layer(ABC):
@@ -55,6 +98,14 @@ class Layer(ABC):
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Return dx (None without ``need_dx``) and the gradient of each parameter."""
 
+    def children(self, input_shape: Shape) -> list[Placed]:
+        """Return a container's layers with their names as paths."""
+        return []
+
+    def cost(self, input_shape: Shape) -> Cost:
+        """Return what one example costs; elementwise work counts as nothing."""
+        return Cost()
+
     def initial_parameters(self, key: Key, input_shape: Shape) -> dict[str, np.ndarray[Any, Any]]:
         """Draw initial float64 parameters on the host, each from a stream named by its path."""
         return _draw(self.parameters(input_shape), key)
@@ -66,6 +117,49 @@ class Layer(ABC):
     def parameter_count(self, input_shape: Shape) -> int:
         """Return how many numbers are trained."""
         return sum(prod(parameter.shape) for parameter in self.parameters(input_shape).values())
+
+
+class OpLayer(Layer):
+    """A layer without parameters: one op, with the layer's fields as its options."""
+
+    op: ClassVar[str]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the same shape, as elementwise ops do."""
+        return input_shape
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Run the op on a batch."""
+        y, saved = getattr(ops, self.op)(x, **options_of(self))
+        return y, saved, state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx."""
+        return getattr(ops, f"{self.op}_backward")(dy, saved) if need_dx else None, {}
+
+
+def options_of(layer: Any) -> dict[str, Any]:
+    """Return a layer's fields by name."""
+    return {field.name: getattr(layer, field.name) for field in fields(layer)}
+
+
+def leaves(layer: Layer, input_shape: Shape, path: str = "") -> Iterator[Placed]:
+    """Yield the layers of a network that hold no others, with their paths and shapes."""
+    inside = layer.children(input_shape)
+    if not inside:
+        yield Placed(path or layer.kind, layer, input_shape, layer.output_shape(input_shape))
+    for child in inside:
+        yield from leaves(child.layer, child.input_shape, f"{path}/{child.path}" if path else child.path)
+
+
+def image_shape(layer: Layer, input_shape: Shape, axes: int) -> Shape:
+    """Return an image's spatial shape, or raise unless it has as many axes as the layer works on."""
+    if len(input_shape) != axes + 1:
+        names = ("(C, L)", "(C, H, W)", "(C, D, H, W)")[axes - 1]
+        raise XpcnnError(f"{type(layer).__name__} takes images {names}, got the shape {input_shape}.")
+    return input_shape[1:]
 
 
 def _draw(described: dict[str, Parameter], key: Key) -> dict[str, np.ndarray[Any, Any]]:

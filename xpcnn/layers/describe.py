@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from xpcnn.errors import XpcnnError
-from xpcnn.layers.activation import ReLU
-from xpcnn.layers.affine import Affine, Flatten
+from xpcnn.layers import activation, affine, conv, dropout, norm, parallel, pool, sequential
 from xpcnn.layers.base import Layer
-from xpcnn.layers.conv import Conv2D
-from xpcnn.layers.pool import MaxPool2D
 from xpcnn.layers.sequential import Sequential
-from xpcnn.optim.initializers import HeNormal, Normal, Zeros
+from xpcnn.optim.initializers import HeNormal, Initializer, Normal, Ones, Zeros
 
-KNOWN: tuple[type[Any], ...] = (Conv2D, MaxPool2D, Affine, Flatten, ReLU, Sequential, HeNormal, Normal, Zeros)
+MODULES = (activation, affine, conv, dropout, norm, parallel, pool, sequential)
+INITIALIZERS = (HeNormal, Normal, Ones, Zeros)
+KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in INITIALIZERS} | {
+    name: cls
+    for module in MODULES
+    for name, cls in vars(module).items()
+    if is_dataclass(cls) and issubclass(cls, Layer) and not name.startswith("_")  # type: ignore[arg-type]
+}
 
 
 def to_config(value: Any) -> Any:
     """Return a layer as nested dicts and lists of numbers, strings, booleans and None: JSON's types."""
-    if isinstance(value, Layer | HeNormal | Normal | Zeros):
+    if isinstance(value, Layer | Initializer):
         options = {field.name: to_config(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
         return {"type": type(value).__name__} | options
     if isinstance(value, tuple | list):
@@ -40,7 +44,7 @@ def from_config(config: Any, custom: Iterable[type[Layer]] = ()) -> Any:
     XpcnnError
         For an unknown layer, or options it does not have.
     """
-    known = {cls.__name__: cls for cls in (*KNOWN, *custom)}
+    known = KNOWN | {cls.__name__: cls for cls in custom}
     if isinstance(config, list):
         return tuple(from_config(item, custom) for item in config)
     if not isinstance(config, dict):

@@ -71,5 +71,6 @@ def fuse(layers: Sequence[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
 
 def _plain(conv: Any, pool: Any) -> bool:
     """Whether the options are those of `xpcnn.ops.conv2d_relu_max_pool2d`."""
-    tiles = pool.stride in (None, pool.kernel_size) and not pool.ceil_mode
-    return conv.groups == 1 and conv.dilation in (1, (1, 1)) and tiles and (pool.padding, pool.dilation) == (0, 1)
+    usual = all(layer.mode == "cross-correlation" and layer.center is None for layer in (conv, pool))
+    tiles = pool.stride in (None, pool.kernel_size) and not pool.ceil_mode and (pool.padding, pool.dilation) == (0, 1)
+    return usual and tiles and conv.groups == 1 and conv.dilation in (1, (1, 1))

@@ -52,7 +52,8 @@ def adaptive_avg_pool2d(x: Array, output_size: Any, *, xp: Namespace | None = No
     """
     xp = _check.namespace(xp, x=x)
     _check_image(x)
-    rows, columns = (_bins(n, out) for n, out in zip(x.shape[2:], _sizes(output_size), strict=True))
+    size = tuple(x.shape[2:])
+    rows, columns = map(_bins, size, adaptive_size(size, output_size))
     tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
     y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
     return y, AdaptivePoolSaved(x[:0, ...], tuple(x.shape), rows, columns)
@@ -138,18 +139,15 @@ def _check_dy(dy: Array, saved: GlobalPoolSaved, xp: Namespace | None) -> Namesp
     return xp
 
 
-def _sizes(output_size: Any) -> tuple[int | None, int | None]:
-    """Return (rows, columns) from an int or a pair."""
+def adaptive_size(size: tuple[int, ...], output_size: Any) -> tuple[int, ...]:
+    """Return the output's rows and columns from an int or a pair; None keeps an axis."""
     pair = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
     right = len(pair) == 2 and all(n is None or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in pair)
     if not right or any(n is not None and n < 1 for n in pair):
-        raise XpcnnError(
-            f"output_size must be a whole number of 1 or more, or a pair of them or None, not {output_size!r}."
-        )
-    return pair[0], pair[1]
+        raise XpcnnError(f"output_size must be a whole number above 0, or a pair of them or None, not {output_size!r}.")
+    return tuple(n if out is None else int(out) for n, out in zip(size, pair, strict=True))
 
 
-def _bins(size: int, out: int | None) -> Bins:
+def _bins(size: int, out: int) -> Bins:
     """Return the slices of one axis that PyTorch's adaptive pooling averages."""
-    out = size if out is None else int(out)
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]

@@ -11,6 +11,7 @@ from xpcnn.ops.elementwise import ActivationSaved, apply, derive, pick
 from xpcnn.ops.erf import erfc
 
 SATURATED = 40.0  # beyond it the normal density and 1 ± tanh are exactly 0, or 2, in float64
+FLAT = 1e3  # exp(-FLAT) is 0
 ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 CUBIC = 0.044715
 
@@ -108,11 +109,18 @@ def _silu_slope(x: Array, xp: Namespace) -> Array:
 
 
 def _softplus(x: Array, xp: Namespace, beta: float, threshold: float) -> Array:
-    return pick(x * beta > threshold, x, log_one_plus_exp(x * beta, xp) / beta, x, xp)
+    z = _times(x, beta, xp)
+    soft = xp.clip(x, 0.0, None) + xp.log1p(xp.exp(-xp.abs(z))) / beta
+    return pick(x > threshold / beta, x, soft, x, xp)
 
 
 def _softplus_slope(x: Array, xp: Namespace, beta: float, threshold: float) -> Array:
-    return pick(x * beta > threshold, 1.0, logistic(x * beta, xp), x, xp)
+    return pick(x > threshold / beta, 1.0, logistic(_times(x, beta, xp), xp), x, xp)
+
+
+def _times(x: Array, beta: float, xp: Namespace) -> Array:
+    """Return ``beta · x``, within bounds beyond which exp is 0 or not asked for."""
+    return beta * xp.clip(x, -FLAT / beta, FLAT / beta)
 
 
 def _gelu(x: Array, xp: Namespace, by_tanh: float) -> Array:

@@ -180,8 +180,16 @@ def _centered(size: Ints, kernel: Ints, stride: Ints, dilation: Ints, mode: str,
     if mode == "convolution":  # the flipped kernel's central element
         center = tuple(k - 1 - c for c, k in zip(center, kernel, strict=True))
     before = tuple(c * d for c, d in zip(center, dilation, strict=True))
-    out = tuple(min(n, (n - 1 + b) // s + 1) for n, b, s in zip(size, before, stride, strict=True))
+    out = tuple(map(_rows_in_sight, size, before, stride, dilation))
     return Window(tuple(size), tuple(kernel), stride, dilation, before, out)
+
+
+def _rows_in_sight(n: int, before: int, stride: int, dilation: int) -> int:
+    """Return the number of windows before the first that meets no input, at most n."""
+    out = min(n, (n - 1 + before) // stride + 1)
+    if dilation > n:  # then the image may lie between two elements
+        return next((i for i in range(out) if i * stride % dilation >= n), out)
+    return out
 
 
 def _is_int(value: Any) -> bool:

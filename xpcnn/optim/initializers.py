@@ -22,6 +22,15 @@ class Zeros:
 
 
 @dataclass(frozen=True)
+class Ones:
+    """All ones (scales)."""
+
+    def draw(self, key: Key, shape: tuple[int, ...], fan_in: int) -> Host:
+        """Return float64 initial values."""
+        return np.ones(shape)
+
+
+@dataclass(frozen=True)
 class Normal:
     """Normal values of a given standard deviation; 0.01 is the book's.
 
@@ -47,4 +56,4 @@ class HeNormal:
         return key.generator().standard_normal(shape) * (2.0 / fan_in) ** 0.5
 
 
-Initializer = Zeros | Normal | HeNormal
+Initializer = Zeros | Ones | Normal | HeNormal

@@ -1,0 +1,43 @@
+"""Dropout; its mask is drawn from the step's key, so it is the same on every device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from xpcnn import ops
+from xpcnn.backend import Array, upload_like
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.base import Arrays, Layer, Shape
+from xpcnn.random import Key
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """In training, set a share ``rate`` of the values to 0 and divide the others by ``1 - rate``."""
+
+    rate: float = 0.5
+
+    kind = "dropout"
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the same shape."""
+        if not 0.0 <= self.rate < 1.0:
+            raise XpcnnError(f"Dropout's rate must lie from 0 to below 1, not {self.rate!r}.")
+        return input_shape
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Drop values in training; otherwise return the batch itself."""
+        if not train:
+            return x, None, state
+        if key is None:
+            raise XpcnnError("Dropout draws a mask in training: forward needs key=xpcnn.random.Key(seed).")
+        kept = key.child("dropout").generator().random(tuple(x.shape), dtype="float32") >= self.rate
+        y, saved = ops.dropout(x, upload_like(kept, x), self.rate)
+        return y, saved, state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx."""
+        return (dy if saved is None else ops.dropout_backward(dy, saved)) if need_dx else None, {}
