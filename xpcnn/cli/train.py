@@ -23,7 +23,7 @@ from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, Trainer
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run
 
-MODELS = {"simple-convnet": models.simple_convnet, "lenet5": models.lenet5}
+MODELS = {name.replace("_", "-"): getattr(models, name) for name in models.__all__}
 OPTIMIZERS: dict[str, tuple[Callable[[float], optim.Optimizer], float]] = {  # and each one's usual lr
     "adagrad": (optim.adagrad, 0.06),
     "adam": (optim.adam, 0.001),

@@ -21,6 +21,7 @@ from xpcnn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTrans
 from xpcnn.layers.describe import from_config, to_config
 from xpcnn.layers.dropout import Dropout
 from xpcnn.layers.norm import BatchNorm, GroupNorm, LayerNorm
+from xpcnn.layers.pad import PadChannels
 from xpcnn.layers.parallel import Identity, Parallel, Residual
 from xpcnn.layers.pool import (
     AdaptiveAvgPool2D,
@@ -67,6 +68,7 @@ __all__ = [
     "MaxPool2D",
     "MaxPool3D",
     "OpLayer",
+    "PadChannels",
     "Parallel",
     "Parameter",
     "Placed",

@@ -7,19 +7,16 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from xpcnn.errors import XpcnnError
-from xpcnn.layers import activation, affine, conv, dropout, norm, parallel, pool, sequential
+from xpcnn.layers import activation, affine, conv, dropout, norm, pad, parallel, pool, sequential
 from xpcnn.layers.base import Layer
 from xpcnn.layers.sequential import Sequential
 from xpcnn.optim.initializers import HeNormal, Initializer, Normal, Ones, Zeros
 
-MODULES = (activation, affine, conv, dropout, norm, parallel, pool, sequential)
+MODULES = (activation, affine, conv, dropout, norm, pad, parallel, pool, sequential)
 INITIALIZERS = (HeNormal, Normal, Ones, Zeros)
-KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in INITIALIZERS} | {
-    name: cls
-    for module in MODULES
-    for name, cls in vars(module).items()
-    if is_dataclass(cls) and issubclass(cls, Layer) and not name.startswith("_")  # type: ignore[arg-type]
-}
+CLASSES: list[Any] = [cls for module in MODULES for cls in vars(module).values() if is_dataclass(cls)]
+LAYERS = [cls for cls in CLASSES if issubclass(cls, Layer) and not cls.__name__.startswith("_")]
+KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in (*LAYERS, *INITIALIZERS)}
 
 
 def to_config(value: Any) -> Any:

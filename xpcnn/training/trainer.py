@@ -22,6 +22,12 @@ from xpcnn.random import Key
 Loss = tuple[Callable[..., tuple[Array, Any]], Callable[[Any], Array]]
 LOSSES: dict[str, Loss] = {
     "softmax_cross_entropy": (ops.softmax_cross_entropy, ops.softmax_cross_entropy_backward),
+    "binary_cross_entropy_with_logits": (
+        ops.binary_cross_entropy_with_logits,
+        ops.binary_cross_entropy_with_logits_backward,
+    ),
+    "mean_squared_error": (ops.mean_squared_error, ops.mean_squared_error_backward),
+    "half_squared_error": (ops.half_squared_error, ops.half_squared_error_backward),
 }
 EVALUATION_BATCH = 1000
 
@@ -60,7 +66,8 @@ class Trainer:
     optimizer : Optimizer
         From `xpcnn.optim`.
     loss : str or (forward, backward)
-        ``"softmax_cross_entropy"``, or a pair ``forward(y, t) -> (loss, saved)``, ``backward(saved) -> dy``.
+        ``"softmax_cross_entropy"``, ``"binary_cross_entropy_with_logits"``, ``"mean_squared_error"``,
+        ``"half_squared_error"``, or a pair ``forward(y, t) -> (loss, saved)``, ``backward(saved) -> dy``.
     """
 
     def __init__(self, model: Model, optimizer: Optimizer, loss: str | Loss = "softmax_cross_entropy") -> None:
