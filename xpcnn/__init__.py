@@ -8,6 +8,7 @@ from xpcnn.data import Dataset, load_dataset
 from xpcnn.errors import ArrayTypeError, BackendError, DataError, XpcnnError
 from xpcnn.model import Model, Normalise
 from xpcnn.training import History, Trainer, evaluate
+from xpcnn.verify.gradients import GradientReport, gradcheck
 
 __all__ = [
     "ArrayTypeError",
@@ -15,6 +16,7 @@ __all__ = [
     "BackendError",
     "DataError",
     "Dataset",
+    "GradientReport",
     "History",
     "Model",
     "Normalise",
@@ -24,6 +26,7 @@ __all__ = [
     "backend",
     "data",
     "evaluate",
+    "gradcheck",
     "layers",
     "load_dataset",
     "models",

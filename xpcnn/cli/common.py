@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
+from xpcnn import models
 from xpcnn.backend import NAMES, resolve_backend
 from xpcnn.data import Dataset, load_dataset
 from xpcnn.errors import XpcnnError
 from xpcnn.model import Model
 
+MODELS = [name.replace("_", "-") for name in models.__all__]
 Command = Callable[..., Any]
 
 

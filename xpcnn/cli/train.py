@@ -14,7 +14,7 @@ import click
 
 from xpcnn import models, optim
 from xpcnn.backend import resolve_backend
-from xpcnn.cli.common import data_dir_option, device_option
+from xpcnn.cli.common import MODELS, data_dir_option, device_option
 from xpcnn.data import load_dataset
 from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
@@ -23,7 +23,6 @@ from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, Trainer
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run
 
-MODELS = {name.replace("_", "-"): getattr(models, name) for name in models.__all__}
 OPTIMIZERS: dict[str, tuple[Callable[[float], optim.Optimizer], float]] = {  # and each one's usual lr
     "adagrad": (optim.adagrad, 0.06),
     "adam": (optim.adam, 0.001),
@@ -33,7 +32,7 @@ EVERY = 10  # updates between two movements of the progress bar
 
 
 @click.command("train")
-@click.option("--model", type=click.Choice(list(MODELS)), default="simple-convnet", show_default=True)
+@click.option("--model", type=click.Choice(MODELS), default="simple-convnet", show_default=True)
 @click.option("--dataset", type=click.Choice(list(CLASSES)), default="mnist", show_default=True)
 @data_dir_option
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data.")
@@ -58,7 +57,7 @@ def train_command(**options: Any) -> int:
     train, test = load_dataset(options["dataset"], options["data_dir"])
     if options["data_dir"]:
         options["data_dir"] = os.path.abspath(options["data_dir"])  # for `evaluate` from another directory
-    net = MODELS[options["model"]](train.images.shape[1:], len(train.classes))
+    net = getattr(models, options["model"].replace("-", "_"))(train.images.shape[1:], len(train.classes))
     model = Model(
         net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"]
     )

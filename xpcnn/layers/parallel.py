@@ -149,6 +149,10 @@ class Residual(_Branches):
 
     kind = "residual"
 
+    def __post_init__(self) -> None:
+        """Refuse what is no layer."""
+        named(self.named_branches(), "Residual")
+
     def named_branches(self) -> Named:
         """Return body and shortcut."""
         return ("body", self.body), ("shortcut", self.shortcut)

@@ -26,7 +26,8 @@ class _Pool(OpLayer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(C, *size) -> (C, *out)."""
-        return (input_shape[0], *self._window(input_shape).out)
+        win = self._window(input_shape)
+        return (input_shape[0], *win.out)
 
     def cost(self, input_shape: Shape) -> Cost:
         """Return how far a window sees; its additions count as nothing."""
@@ -113,7 +114,8 @@ class AdaptiveAvgPool2D(OpLayer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(C, H, W) -> (C, OH, OW)."""
-        return (input_shape[0], *adaptive_size(image_shape(self, input_shape, 2), self.output_size))
+        size = image_shape(self, input_shape, 2)
+        return (input_shape[0], *adaptive_size(size, self.output_size))
 
     def cost(self, input_shape: Shape) -> Cost:
         """Return how far a bin sees."""

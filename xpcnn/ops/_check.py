@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace, device, is_array_api_obj
 
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import ArrayTypeError, XpcnnError
@@ -16,20 +16,13 @@ FLOATS = ("float32", "float64")
 HALVES = ("float16", "bfloat16")  # computed in float32, see xpcnn.ops.half
 
 
-def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
-    """Return the one namespace of the arrays given, all of one floating dtype; None is passed over.
+def namespace(xp: Namespace | None, maybe: dict[str, Array | None] | None = None, **arrays: Array) -> Namespace:
+    """Return the one namespace of the arrays given, all of one floating dtype; those in ``maybe`` may be None.
 
     A namespace that the caller names must be that of the arrays' library.
     """
-    given = {name: array for name, array in arrays.items() if array is not None}
-    for name, array in given.items():
-        if not is_array_api_obj(array):
-            raise ArrayTypeError(f"{name} must be an array, got {type(array).__name__} (backend.asarray makes one).")
-    try:
-        found = array_namespace(*given.values())
-    except TypeError:
-        kinds = ", ".join(f"{name} is {type(array).__module__}'s" for name, array in given.items())
-        raise ArrayTypeError(f"all arrays of one call must come from one library, but {kinds}.") from None
+    given = arrays | {name: array for name, array in (maybe or {}).items() if array is not None}
+    found = library(**given)
     if xp is not None and _library(xp) != _library(found):
         raise ArrayTypeError(f"xp is {xp.__name__}, but the arrays are {_library(found)}'s.")
     one_dtype(given)
@@ -37,6 +30,18 @@ def namespace(xp: Namespace | None, **arrays: Array | None) -> Namespace:
     if dtype_name(array) not in FLOATS:
         raise ArrayTypeError(f"{first} has dtype {dtype_name(array)}; supported are {', '.join((*HALVES, *FLOATS))}.")
     return found
+
+
+def library(**arrays: Array) -> Namespace:
+    """Return the one namespace of arrays of any dtype."""
+    for name, array in arrays.items():
+        if not is_array_api_obj(array):
+            raise ArrayTypeError(f"{name} must be an array, got {type(array).__name__} (backend.asarray makes one).")
+    try:
+        return array_namespace(*arrays.values())
+    except TypeError:
+        kinds = ", ".join(f"{name} is {type(array).__module__}'s" for name, array in arrays.items())
+        raise ArrayTypeError(f"all arrays of one call must come from one library, but {kinds}.") from None
 
 
 def one_dtype(arrays: dict[str, Array]) -> None:
@@ -47,6 +52,8 @@ def one_dtype(arrays: dict[str, Array]) -> None:
             raise ArrayTypeError(
                 f"{name} has dtype {dtype}; normalise integer images to float32 or float64 first (such as x / 255)."
             )
+        if not getattr(arrays[name].dtype, "isnative", True):
+            raise ArrayTypeError(f"{name} has the other byte order; convert it with astype(dtype.newbyteorder('=')).")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise ArrayTypeError(f"all arrays of one call must have one dtype, but {listed}; convert one with astype.")
@@ -79,6 +86,11 @@ def same_shape(name: str, array: Array, expected: tuple[int, ...], why: str) -> 
     """Raise unless an array has the expected shape."""
     if tuple(array.shape) != tuple(expected):
         raise XpcnnError(f"{name} must have shape {tuple(expected)} ({why}), got {tuple(array.shape)}.")
+
+
+def kin(x: Array, xp: Namespace) -> Array:
+    """Return an empty array that shares x's library, dtype and device, and keeps nothing of x alive."""
+    return xp.empty((0,), dtype=x.dtype, device=device(x))
 
 
 def dtype_name(array: Array) -> str:

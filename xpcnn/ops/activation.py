@@ -17,6 +17,7 @@ class ReLUSaved(NamedTuple):
     """What `relu_backward` needs."""
 
     active: Array  # where x was above 0
+    kin: Array
 
 
 @half.forward
@@ -24,13 +25,13 @@ def relu(x: Array, *, xp: Namespace | None = None) -> tuple[Array, ReLUSaved]:
     """Rectify: ``y = max(x, 0)``."""
     xp = _check.namespace(xp, x=x)
     y = kernels.of(xp).relu(x, xp)
-    return y, ReLUSaved(y > 0)
+    return y, ReLUSaved(y > 0, _check.kin(y, xp))
 
 
 @half.backward
 def relu_backward(dy: Array, saved: ReLUSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: dy where the input was above 0, and 0 elsewhere (also at 0)."""
-    xp = _check.namespace(xp, dy=dy)
+    xp = _check.namespace(xp, dy=dy, x=saved.kin)
     _check.same_shape("dy", dy, saved.active.shape, "the shape of y")
     return kernels.of(xp).keep(dy, saved.active, xp)
 

@@ -18,7 +18,7 @@ Bins = list[slice]
 class AdaptivePoolSaved(NamedTuple):
     """What `adaptive_avg_pool2d_backward` needs."""
 
-    like: Array  # an empty batch of x's channels
+    kin: Array
     shape: tuple[int, ...]
     rows: Bins
     columns: Bins
@@ -27,7 +27,7 @@ class AdaptivePoolSaved(NamedTuple):
 class GlobalPoolSaved(NamedTuple):
     """What the backward of global pooling needs."""
 
-    like: Array  # an empty batch of x's channels
+    kin: Array
     shape: tuple[int, ...]
     indices: Array | None = None  # of the maxima: flat positions in their planes (N, C), int64
 
@@ -56,14 +56,14 @@ def adaptive_avg_pool2d(x: Array, output_size: Any, *, xp: Namespace | None = No
     rows, columns = map(_bins, size, adaptive_size(size, output_size))
     tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
     y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
-    return y, AdaptivePoolSaved(x[:0, ...], tuple(x.shape), rows, columns)
+    return y, AdaptivePoolSaved(_check.kin(x, xp), tuple(x.shape), rows, columns)
 
 
 @half.backward
 def adaptive_avg_pool2d_backward(dy: Array, saved: AdaptivePoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: each dy is spread evenly over its bin."""
-    like, shape, rows, columns = saved
-    xp = _check.namespace(xp, dy=dy, x=like)
+    kin, shape, rows, columns = saved
+    xp = _check.namespace(xp, dy=dy, x=kin)
     _check.same_shape("dy", dy, (*shape[:2], len(rows), len(columns)), "the shape of y")
     tall = xp.zeros((*shape[:2], len(rows), shape[3]), dtype=dy.dtype, device=device(dy))
     for j, piece in enumerate(columns):
@@ -83,7 +83,7 @@ def global_avg_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, 
     """
     xp = _check.namespace(xp, x=x)
     _check_image(x)
-    return xp.mean(x, axis=(2, 3)), GlobalPoolSaved(x[:0, ...], tuple(x.shape))
+    return xp.mean(x, axis=(2, 3)), GlobalPoolSaved(_check.kin(x, xp), tuple(x.shape))
 
 
 @half.backward
@@ -108,7 +108,7 @@ def global_max_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, 
     there = (flat == y[..., None]) | xp.isnan(flat)
     beyond = xp.full((), pixels - 1, dtype=xp.int64, device=device(x))
     indices = xp.min(xp.where(there, _numbers(pixels, x, xp), beyond), axis=2)
-    return y, GlobalPoolSaved(x[:0, ...], tuple(x.shape), indices)
+    return y, GlobalPoolSaved(_check.kin(x, xp), tuple(x.shape), indices)
 
 
 @half.backward
@@ -134,7 +134,7 @@ def _check_image(x: Array) -> None:
 
 def _check_dy(dy: Array, saved: GlobalPoolSaved, xp: Namespace | None) -> Namespace:
     """Return the namespace, or raise unless dy has y's shape and dtype."""
-    xp = _check.namespace(xp, dy=dy, x=saved.like)
+    xp = _check.namespace(xp, dy=dy, x=saved.kin)
     _check.same_shape("dy", dy, saved.shape[:2], "the shape of y")
     return xp
 

@@ -46,7 +46,7 @@ def affine(
     XpcnnError
         When the shapes do not fit, naming both.
     """
-    xp = _check.namespace(xp, x=x, weight=weight, bias=bias)
+    xp = _check.namespace(xp, {"bias": bias}, x=x, weight=weight)
     _check.rank("weight", weight, "in, out")
     features = prod(x.shape[1:])
     if x.ndim < 2 or features != weight.shape[0]:

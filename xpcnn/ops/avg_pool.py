@@ -15,8 +15,8 @@ from xpcnn.ops.window import AXES, padding_pairs
 class AvgPoolSaved(NamedTuple):
     """What average pooling's backward needs."""
 
-    like: Array  # an empty batch of x's channels
-    batch: int
+    kin: Array
+    shape: tuple[int, int]  # (N, C)
     counts: Array | float  # elements that each mean divides by, (*out) or one for all
     win: Window
 
@@ -64,9 +64,9 @@ def avg_pool2d(
 @half.backward
 def avg_pool2d_backward(dy: Array, saved: AvgPoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: each dy, divided by its window's count, goes to every input of the window."""
-    like, batch, counts, win = saved
-    xp = _check.namespace(xp, dy=dy, x=like)
-    _check.same_shape("dy", dy, (batch, like.shape[1], *win.out), "the shape of y")
+    kin, shape, counts, win = saved
+    xp = _check.namespace(xp, dy=dy, x=kin)
+    _check.same_shape("dy", dy, (*shape, *win.out), "the shape of y")
     share = dy / counts
     return kernels.of(xp).add_slices([share] * win.taps, share, win, xp)
 
@@ -129,7 +129,7 @@ def _avg_pool(
     elif count_include_pad:
         outside = padding_pairs(options[1], win.size, win.kernel, win.stride, win.dilation)
     counts = _counts(win, outside, x, xp)
-    return total / counts, AvgPoolSaved(x[:0, ...], x.shape[0], counts, win)
+    return total / counts, AvgPoolSaved(_check.kin(x, xp), tuple(x.shape[:2]), counts, win)
 
 
 def _counts(win: Window, outside: list[tuple[int, int]], like: Array, xp: Namespace) -> Array | float:

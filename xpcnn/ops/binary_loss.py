@@ -55,7 +55,7 @@ def binary_cross_entropy_with_logits(
         When shapes or dtypes do not fit.
     """
     check_reduction(reduction)
-    xp = _check.namespace(xp, logits=logits, targets=targets, weight=weight, pos_weight=pos_weight)
+    xp = _check.namespace(xp, {"weight": weight, "pos_weight": pos_weight}, logits=logits, targets=targets)
     shape = tuple(logits.shape)
     _check.same_shape("targets", targets, shape, "one per logit")
     _check_broadcasts(shape, weight=weight, pos_weight=pos_weight)
@@ -73,7 +73,7 @@ def binary_cross_entropy_with_logits_backward(
 ) -> Array:
     """Return the gradient of the logits: ``w·((1 - t)·σ(x) - p·t·σ(-x)) · dy``, divided as the loss was."""
     slope, reduction = saved
-    xp = _check.namespace(xp, slope=slope, dy=dy)
+    xp = _check.namespace(xp, {"dy": dy}, slope=slope)
     dlogits = spread(slope, dy, reduction, prod(slope.shape), tuple(slope.shape), xp)
     return xp.asarray(dlogits, copy=True) if dlogits is slope else dlogits
 

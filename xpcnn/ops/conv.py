@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
 from xpcnn.ops import _check, half
 from xpcnn.ops.window import AXES, conv_window
@@ -199,7 +199,7 @@ def _conv(
     xp: Namespace | None,
 ) -> tuple[Array, ConvSaved]:
     """Check, place the windows, convolve in n dimensions."""
-    xp = _check.namespace(xp, x=x, weight=weight, bias=bias)
+    xp = _check.namespace(xp, {"bias": bias}, x=x, weight=weight)
     check_shapes(n, x, weight, bias, groups)
     win = conv_window(
         x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation, mode=mode, center=center
@@ -215,8 +215,7 @@ def check_shapes(n: int, x: Array, weight: Array, bias: Array | None, groups: in
     """Raise unless images, filters, bias and groups fit together, naming both numbers."""
     _check.rank("x", x, AXES[n])
     _check.rank("weight", weight, AXES[n].replace("N, C", "F, C/groups").replace("D", "KD").replace("L", "K"))
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise XpcnnError(f"groups must be a whole number of 1 or more, not {groups!r}.")
+    whole("groups", groups, 1)
     channels, filters = x.shape[1], weight.shape[0]
     if channels % groups or filters % groups or not filters:
         raise XpcnnError(f"groups={groups} must divide both x's {channels} channels and the {filters} filters.")

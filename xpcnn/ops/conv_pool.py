@@ -65,7 +65,7 @@ def conv2d_relu_max_pool2d(
     y : array (N, F, PH, PW)
     saved : ConvPoolSaved
     """
-    xp = _check.namespace(xp, x=x, weight=weight, bias=bias)
+    xp = _check.namespace(xp, {"bias": bias}, x=x, weight=weight)
     check_shapes(2, x, weight, bias, 1)
     conv = conv_window(x.shape[2:], weight.shape[2:], stride=stride, padding=padding)
     win, places = _pooled(conv, conv_window(conv.out, ints("pool_size", pool_size, 2, 1), stride=pool_size))

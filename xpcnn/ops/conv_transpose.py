@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
 from xpcnn.ops import _check, half
 from xpcnn.ops.conv import column_bytes, conv_backward, conv_forward
@@ -151,7 +151,7 @@ def _conv_transpose(
     xp: Namespace | None,
 ) -> tuple[Array, ConvTransposeSaved]:
     """Check, place the windows, return Y = col2im(Wᵀ·X) + b, a block of images at a time."""
-    xp = _check.namespace(xp, x=x, weight=weight, bias=bias)
+    xp = _check.namespace(xp, {"bias": bias}, x=x, weight=weight)
     _check_shapes(n, x, weight, bias, groups)
     win = transposed_window(
         x.shape[2:], weight.shape[2:], stride=stride, padding=padding, output_padding=output_padding, dilation=dilation
@@ -178,8 +178,8 @@ def _check_shapes(n: int, x: Array, weight: Array, bias: Array | None, groups: i
     """Raise unless images, filters, bias and groups fit together, naming both numbers."""
     _check.rank("x", x, AXES[n])
     _check.rank("weight", weight, AXES[n].replace("N, C", "C, F/groups").replace("D", "KD").replace("L", "K"))
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1 or x.shape[1] % groups:
-        raise XpcnnError(f"groups={groups!r} must be a whole number that divides x's {x.shape[1]} channels.")
+    if x.shape[1] % whole("groups", groups, 1):
+        raise XpcnnError(f"groups={groups} must divide x's {x.shape[1]} channels.")
     if weight.shape[0] != x.shape[1]:
         raise XpcnnError(
             f"x has {x.shape[1]} channels (shape {tuple(x.shape)}), but weight of shape {tuple(weight.shape)} takes "

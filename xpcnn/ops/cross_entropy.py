@@ -66,7 +66,7 @@ def softmax_cross_entropy(
     ----------
     .. [1] C. Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016, section 7.
     """
-    xp = _check.namespace(xp, logits=logits, class_weights=class_weights)
+    xp = _check.namespace(xp, {"class_weights": class_weights}, logits=logits)
     _check_options(logits, label_smoothing, class_weights, reduction)
     label_smoothing = float(label_smoothing)
     shape, where = tuple(logits.shape), device(logits)
@@ -74,6 +74,7 @@ def softmax_cross_entropy(
     weights = xp.ones(classes, dtype=logits.dtype, device=where) if class_weights is None else class_weights
     weights = xp.reshape(weights, by_class)
     if _is_integer(targets):
+        _check.library(logits=logits, targets=targets)
         onehot, counts = _one_hot(logits, targets, ignore_index, xp)  # (N, K, ...), (N, 1, ...)
         divisor = xp.sum(weights * onehot)
     else:
@@ -111,7 +112,7 @@ def softmax_cross_entropy_backward(
         The gradient of the loss, of its shape; ones by default.
     """
     p, q, divisor, reduction = saved
-    xp = _check.namespace(xp, p=p, dy=dy)
+    xp = _check.namespace(xp, {"dy": dy}, p=p)
     dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
     if divisor is not None:
         dlogits = divided(dlogits, divisor, xp)

@@ -15,7 +15,7 @@ class DropoutSaved(NamedTuple):
 
     mask: Array
     scale: float
-    like: Array  # an empty piece of x
+    kin: Array
     shape: tuple[int, ...]
 
 
@@ -44,19 +44,20 @@ def dropout(x: Array, mask: Array, rate: float, *, xp: Namespace | None = None) 
     xp = _check.namespace(xp, x=x)
     if not hasattr(mask, "dtype") or not _check.dtype_name(mask).startswith("bool"):
         raise ArrayTypeError(f"mask must be an array of bool, got {getattr(mask, 'dtype', type(mask).__name__)}.")
+    _check.library(x=x, mask=mask)
     shape = tuple(x.shape)
     fits = mask.ndim <= len(shape)
     if not fits or any(m not in (1, n) for m, n in zip(mask.shape, shape[len(shape) - mask.ndim :], strict=True)):
         raise XpcnnError(f"mask of shape {tuple(mask.shape)} does not broadcast to x's shape {shape}.")
     scale = 1.0 / (1.0 - _check.number("rate", rate, 0.0, 1.0))
     mask = xp.broadcast_to(mask, shape)
-    return kernels.of(xp).keep(x, mask, xp) * scale, DropoutSaved(mask, scale, x[:0, ...] if shape else x, shape)
+    return kernels.of(xp).keep(x, mask, xp) * scale, DropoutSaved(mask, scale, _check.kin(x, xp), shape)
 
 
 @half.backward
 def dropout_backward(dy: Array, saved: DropoutSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: dy where the mask kept, divided by ``1 - rate``, and 0 elsewhere."""
-    mask, scale, like, shape = saved
-    xp = _check.namespace(xp, dy=dy, x=like)
+    mask, scale, kin, shape = saved
+    xp = _check.namespace(xp, dy=dy, x=kin)
     _check.same_shape("dy", dy, shape, "the shape of y")
     return kernels.of(xp).keep(dy, mask, xp) * scale

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from array_api_compat import device
 
 from xpcnn.backend import Array, Namespace
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
 
 Shape = tuple[int, ...]
@@ -77,12 +77,12 @@ def batch_norm(
     ----------
     .. [1] S. Ioffe, C. Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
     """
-    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    names = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    xp = _check.namespace(xp, names, x=x)
     if x.ndim < 2:
         raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
     momentum, eps = _check.number("momentum", momentum, 0.0, 1.0 + 1e-12), _epsilon(eps)
     channels = (x.shape[1],)
-    names = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
     _check_parameters(channels, "one per channel", **names)
     spread = (1, x.shape[1], *(1,) * (x.ndim - 2))
     axes = (0, *range(2, x.ndim))
@@ -134,7 +134,7 @@ def layer_norm(
     ----------
     .. [1] J. L. Ba, J. R. Kiros, G. E. Hinton, "Layer normalization", 2016, equation 4.
     """
-    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta)
+    xp = _check.namespace(xp, {"gamma": gamma, "beta": beta}, x=x)
     axes = _check.axes_of("axes", axes, x.ndim)
     shape = tuple(x.shape[axis] for axis in axes)
     _check_parameters(shape, f"x's on the axes {axes}", gamma=gamma, beta=beta)
@@ -170,15 +170,15 @@ def group_norm(
     ----------
     .. [1] Y. Wu, K. He, "Group normalization", 2018, equations 1 to 3.
     """
-    xp = _check.namespace(xp, x=x, gamma=gamma, beta=beta)
+    xp = _check.namespace(xp, {"gamma": gamma, "beta": beta}, x=x)
     if x.ndim < 2:
         raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
     channels = (x.shape[1],)
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1 or x.shape[1] % groups:
-        raise XpcnnError(f"groups={groups!r} must be a whole number that divides x's {x.shape[1]} channels.")
+    if x.shape[1] % whole("groups", groups, 1):
+        raise XpcnnError(f"groups={groups} must divide x's {x.shape[1]} channels.")
     _check_parameters(channels, "one per channel", gamma=gamma, beta=beta)
     spread = (1, x.shape[1], *(1,) * (x.ndim - 2))
-    view = (x.shape[0], groups, prod(x.shape[1:]) // groups)
+    view = (x.shape[0], int(groups), prod(x.shape[1:]) // groups)
     normal, scale, _, _ = _standardise(xp.reshape(x, view), (2,), _epsilon(eps), xp)
     normal = xp.reshape(normal, x.shape)
     saved = NormSaved(normal, scale, gamma, beta is not None, channels, spread, view, (2,))

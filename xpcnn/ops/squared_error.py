@@ -48,7 +48,7 @@ def mean_squared_error_backward(
 ) -> Array:
     """Return the gradient of y: ``2·(y - t) · dy``, divided as the loss was."""
     difference, reduction = saved
-    xp = _check.namespace(xp, difference=difference, dy=dy)
+    xp = _check.namespace(xp, {"dy": dy}, difference=difference)
     return spread(2.0 * difference, dy, reduction, prod(difference.shape), tuple(difference.shape), xp)
 
 
@@ -78,7 +78,7 @@ def half_squared_error_backward(
 ) -> Array:
     """Return the gradient of y: ``(y - t) · dy / N``."""
     difference, reduction = saved
-    xp = _check.namespace(xp, difference=difference, dy=dy)
+    xp = _check.namespace(xp, {"dy": dy}, difference=difference)
     return spread(difference, dy, reduction, difference.shape[0], (), xp)
 
 
