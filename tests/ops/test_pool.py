@@ -94,6 +94,14 @@ def test_padding_never_wins_even_over_minus_infinity(arrays):
         assert float(arrays.backend.to_numpy(dx).sum()) == 16.0
 
 
+def test_a_window_that_meets_no_pixel_has_no_index(arrays):
+    """A dilated window's elements may lie on both sides of a small image."""
+    y, saved = ops.max_pool1d(arrays(np.ones((1, 1, 1))), 2, stride=1, dilation=3, padding=2)
+    assert np.isneginf(arrays.backend.to_numpy(y)).all()
+    np.testing.assert_array_equal(arrays.backend.to_numpy(saved.indices), [[[-1, -1]]])
+    arrays.check(ops.max_pool1d_backward(arrays(np.ones((1, 1, 2))), saved), [[[0.0]]], y)
+
+
 def test_convolution_mode_meets_the_inputs_backwards(arrays):
     x = np.zeros((1, 1, 2, 4))
     y, saved = ops.max_pool2d(arrays(x), (1, 3), stride=1, mode="convolution")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import zip_longest
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -53,9 +54,9 @@ class Cost(NamedTuple):
 
     def beside(self, other: Cost) -> Cost:
         """Return the cost of this and another on the same input: what either sees is seen."""
-        seen = None if self.span is None or other.span is None else max(self.span, other.span)
+        seen = None if self.span is None or other.span is None else _larger(self.span, other.span)
         products, columns = self.multiply_adds + other.multiply_adds, max(self.columns, other.columns)
-        return Cost(products, columns, seen, max(self.step, other.step))
+        return Cost(products, columns, seen, _larger(self.step, other.step))
 
 
 class Placed(NamedTuple):
@@ -160,6 +161,11 @@ def image_shape(layer: Layer, input_shape: Shape, axes: int) -> Shape:
         names = ("(C, L)", "(C, H, W)", "(C, D, H, W)")[axes - 1]
         raise XpcnnError(f"{type(layer).__name__} takes images {names}, got the shape {input_shape}.")
     return input_shape[1:]
+
+
+def _larger(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the larger number on each axis; no axes are ones."""
+    return tuple(max(pair) for pair in zip_longest(a, b, fillvalue=1.0))
 
 
 def _draw(described: dict[str, Parameter], key: Key) -> dict[str, np.ndarray[Any, Any]]:

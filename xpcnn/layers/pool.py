@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from xpcnn.kernels import Window
 from xpcnn.layers.base import Cost, OpLayer, Shape, image_shape
-from xpcnn.ops.adaptive_pool import adaptive_size
+from xpcnn.ops.adaptive_pool import adaptive_size, bins
 from xpcnn.ops.pool import pool_window
 
 
@@ -120,7 +120,8 @@ class AdaptiveAvgPool2D(OpLayer):
     def cost(self, input_shape: Shape) -> Cost:
         """Return how far a bin sees."""
         pairs = list(zip(input_shape[1:], self.output_shape(input_shape)[1:], strict=True))
-        return Cost(span=tuple(-(-n // out) for n, out in pairs), step=tuple(n / out for n, out in pairs))
+        largest = tuple(max(b.stop - b.start for b in bins(n, out)) for n, out in pairs)
+        return Cost(span=largest, step=tuple(n / out for n, out in pairs))
 
 
 @dataclass(frozen=True)

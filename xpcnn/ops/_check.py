@@ -65,10 +65,13 @@ def rank(name: str, array: Array, axes: str) -> None:
         raise XpcnnError(f"{name} must have the axes ({axes}), got shape {tuple(array.shape)}.")
 
 
-def number(name: str, value: Any, low: float, high: float) -> float:
+def number(name: str, value: Any, low: float, high: float, *, closed: bool = False) -> float:
     """Return a plain number (a NumPy scalar would widen float32), or raise unless ``low <= value < high``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        raise XpcnnError(f"{name} must be a number from {low:g} to below {high:g}, not {value!r}.")
+    right = isinstance(value, Real) and not isinstance(value, bool)
+    if not right or not (low <= float(value) < high or (closed and value == high)):
+        raise XpcnnError(
+            f"{name} must be a number from {low:g} to {'' if closed else 'below '}{high:g}, not {value!r}."
+        )
     return float(value)
 
 

@@ -53,7 +53,7 @@ def adaptive_avg_pool2d(x: Array, output_size: Any, *, xp: Namespace | None = No
     xp = _check.namespace(xp, x=x)
     _check_image(x)
     size = tuple(x.shape[2:])
-    rows, columns = map(_bins, size, adaptive_size(size, output_size))
+    rows, columns = map(bins, size, adaptive_size(size, output_size))
     tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
     y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
     return y, AdaptivePoolSaved(_check.kin(x, xp), tuple(x.shape), rows, columns)
@@ -148,6 +148,6 @@ def adaptive_size(size: tuple[int, ...], output_size: Any) -> tuple[int, ...]:
     return tuple(n if out is None else int(out) for n, out in zip(size, pair, strict=True))
 
 
-def _bins(size: int, out: int) -> Bins:
+def bins(size: int, out: int) -> Bins:
     """Return the slices of one axis that PyTorch's adaptive pooling averages."""
     return [slice(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]

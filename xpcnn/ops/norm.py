@@ -81,7 +81,7 @@ def batch_norm(
     xp = _check.namespace(xp, names, x=x)
     if x.ndim < 2:
         raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
-    momentum, eps = _check.number("momentum", momentum, 0.0, 1.0 + 1e-12), _epsilon(eps)
+    momentum, eps = _check.number("momentum", momentum, 0.0, 1.0, closed=True), _epsilon(eps)
     channels = (x.shape[1],)
     _check_parameters(channels, "one per channel", **names)
     spread = (1, x.shape[1], *(1,) * (x.ndim - 2))

@@ -23,18 +23,19 @@ class MaxPoolSaved(NamedTuple):
 
     @property
     def indices(self) -> Array:
-        """Each maximum's flat position in its unpadded input plane (N, C, *out), int64."""
+        """Each maximum's flat position in its unpadded plane (N, C, *out), int64; -1 if its window meets no pixel."""
         xp = _check.namespace(None, x=self.x)
         rest = xp.astype(self.offset, xp.int64)
         flat = xp.zeros_like(rest)
+        inside = rest >= 0
         step = 1
         for axis in reversed(range(len(self.win.size))):
             element, rest = rest % self.win.kernel[axis], rest // self.win.kernel[axis]
-            flat = flat + step * (
-                window_starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
-            )
+            place = window_starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
+            inside = inside & (place >= 0) & (place < self.win.size[axis])
+            flat = flat + step * place
             step *= self.win.size[axis]
-        return flat
+        return xp.where(inside, flat, xp.full((), -1, dtype=flat.dtype, device=device(flat)))
 
 
 @half.forward

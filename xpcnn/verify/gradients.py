@@ -64,8 +64,8 @@ def gradcheck(
         A layer, of which the gradients of its input and all its parameters are checked in training, or an op
         ``(*arrays, **options) -> (y, saved)``.
     *inputs
-        For a layer its input shape, such as ``(3, 8, 8)``; for an op its arrays (host arrays will do). Integer and
-        bool arrays have no gradient.
+        For a layer its input shape, such as ``(3, 8, 8)``; for an op what it takes, with NumPy's arrays. Those of
+        integers and bools have no gradient.
     backward : callable, optional
         For an op: ``(dy, saved) -> gradients`` of the first arrays, or of the only one; found by the name
         ``NAME_backward`` beside the op if not given.
@@ -140,12 +140,15 @@ def _op_calls(
     op: Callable[..., Any], given: tuple[Any, ...], backward: Callable[..., Any], backend: Backend, options: Any
 ) -> tuple[Hosts, Forward, Callable[[Host], Hosts]]:
     """Return an op's floating arrays, its forward and its gradients."""
-    names = _names(op, len(given))
-    hosts = {name: np.asarray(backend.to_numpy(value)) for name, value in zip(names, given, strict=True)}
-    arrays = {name: host.astype(np.float64) for name, host in hosts.items() if host.dtype.kind == "f"}
+    hosts = dict(zip(_names(op, len(given)), given, strict=True))  # arrays, numbers and None
+    arrays = {name: np.array(value, np.float64) for name, value in hosts.items() if _is_float_array(value)}
+
+    if not arrays:
+        raise XpcnnError("gradcheck needs at least one NumPy array of floats, whose gradient it can check.")
 
     def run(changed: Hosts) -> tuple[Any, ...]:
-        result: tuple[Any, ...] = op(*(backend.asarray(value) for value in (hosts | changed).values()), **options)
+        values = (hosts | changed).values()
+        result: tuple[Any, ...] = op(*(backend.asarray(v) if hasattr(v, "dtype") else v for v in values), **options)
         return result
 
     def gradients(dy: Host) -> Hosts:
@@ -210,6 +213,11 @@ def _beside(op: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(found):
         raise XpcnnError(f"gradcheck finds no {name} beside the op; pass backward=.")
     return found
+
+
+def _is_float_array(value: Any) -> bool:
+    """Whether a value is a host array of floating-point numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def _names(op: Callable[..., Any], count: int) -> list[str]:
