@@ -26,6 +26,7 @@ COPY --chown=xpcnn:xpcnn xpcnn xpcnn
 RUN pip install --no-cache-dir --no-build-isolation -c docker/constraints.txt ".[cuda13,dev]"
 COPY --chown=xpcnn:xpcnn scripts scripts
 COPY --chown=xpcnn:xpcnn tests tests
+COPY --chown=xpcnn:xpcnn docs docs
 
 USER 1000
 ENTRYPOINT ["xpcnn"]

@@ -20,7 +20,7 @@ NEEDED = {  # module -> distribution
     "safetensors": "safetensors", "click": "click", "rich": "rich", "PIL": "pillow", "pytest": "pytest",
     "array_api_strict": "array-api-strict", "hypothesis": "hypothesis", "matplotlib": "matplotlib",
 }  # fmt: skip
-PARTS = ("tests", "train", "timings")
+PARTS = ("verify", "tests", "train", "timings")
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
     report = {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "ok": False, "machine": machine(environment)}
     wanted = [part for part in PARTS if part in options.parts.split(",")]
     for part in wanted:
-        work = {"tests": tests, "train": train, "timings": timings}[part]
+        work = {"verify": verify, "tests": tests, "train": train, "timings": timings}[part]
         report[part] = work(folder, environment, options.quick)
         report["ok"] = all(report.get(done, {}).get("ok") for done in wanted)
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -114,6 +114,21 @@ def tests(folder, environment, quick):
         "counts": {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", lines[-1])},
         "failures": [line for line in lines if line.startswith(("FAILED", "ERROR"))],
         "tail": done["output"][-8000:] if done["rc"] else "",
+    }
+
+
+def verify(folder, environment, quick):
+    """Check every op against its definition; the certificate says how far off each was."""
+    path = folder / "certificate.json"
+    command = [sys.executable, "-m", "xpcnn", "verify", "--device", "cuda", "--out", str(path)]
+    done = run([*command, *(["--cases", "40"] if quick else [])], environment, limit=600)
+    print(f"verify: {(done['stdout'].strip().splitlines() or [done['output'][-500:]])[-1]}", flush=True)
+    certificate = json.loads(path.read_text()) if path.exists() else {}
+    return {
+        "ok": done["rc"] == 0,
+        "seconds": done["seconds"],
+        "certificate": certificate,
+        "tail": done["output"][-4000:],
     }
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Check xpcnn on this machine's NVIDIA GPU: the whole test suite on CuPy, a training run, timings, one JSON report.
+# Check xpcnn on this machine's NVIDIA GPU: every op against its definition, the whole test suite on CuPy,
+# a training run, timings; one JSON report.
 #
-#   ./scripts/gpu_check.sh [REPORT.json] [--parts tests,train,timings] [--quick]
+#   ./scripts/gpu_check.sh [REPORT.json] [--parts verify,tests,train,timings] [--quick]
 #
 # The report goes to $XPCNN_REPORT_DIR (or here) under a name with the time, unless it is named.
 # It uses a Python that has CuPy: $PYTHON, or .venv's, or python3. Nothing is downloaded. Packages that this Python
