@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xpcnn.layers.base import OpLayer
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.base import OpLayer, Shape
+from xpcnn.ops._check import axes_of
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,28 @@ class Tanh(OpLayer):
 
 
 @dataclass(frozen=True)
-class Softmax(OpLayer):
-    """``exp(x) / Σ exp(x)`` along an axis; for training, leave it out: the cross-entropy takes logits."""
+class _OverAxis(OpLayer):
+    """An op along an axis of the batch (N, ...), but not along N."""
 
     axis: int = -1
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the same shape."""
+        (axis,) = axes_of("axis", (self.axis,), len(input_shape) + 1)
+        if axis == 0:
+            raise XpcnnError(f"{type(self).__name__}'s axis {self.axis} must not be axis 0, the batch.")
+        return input_shape
+
+
+@dataclass(frozen=True)
+class Softmax(_OverAxis):
+    """``exp(x) / Σ exp(x)`` along an axis; for training, leave it out: the cross-entropy takes logits."""
 
     op = kind = "softmax"
 
 
 @dataclass(frozen=True)
-class LogSoftmax(OpLayer):
+class LogSoftmax(_OverAxis):
     """The logarithm of softmax along an axis."""
-
-    axis: int = -1
 
     op = kind = "log_softmax"

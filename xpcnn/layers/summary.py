@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from xpcnn.layers.base import Cost, Layer, Placed, Shape
@@ -16,7 +17,8 @@ def summarise(net: Layer, input_shape: Shape, batch_size: int, itemsize: int) ->
     """Return a table of a network's layers, one a line; those inside others are indented.
 
     Multiply-adds are of one example. A layer's receptive field is the patch of the input that one of its outputs
-    depends on. Its im2col memory is what the columns of a batch take together; they are made a block at a time.
+    depends on, but for the statistics of normalisations. Its im2col memory is what the columns of a batch take together;
+    they are made a block at a time.
     """
     whole = Placed("net", net, input_shape, net.output_shape(input_shape))
     scale = batch_size * itemsize
@@ -65,7 +67,7 @@ def _field(cost: Cost, image: Shape) -> str:
     if cost.span is None:
         return "all"
     spans = cost.span or (1,) * (len(image) - 1)
-    return "×".join(f"{min(span, size):g}" for span, size in zip(spans, image[1:], strict=True))
+    return "×".join(str(min(math.ceil(span), size)) for span, size in zip(spans, image[1:], strict=True))
 
 
 def _bytes(cost: Cost, scale: int) -> str:

@@ -24,7 +24,7 @@ def lenet5(input_shape: Sequence[int] = (1, 28, 28), classes: int = 10) -> Seque
     ----------
     Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
-    padding = 2 if max(input_shape[1:]) < 32 else 0
+    padding = 2 if max(input_shape[1:], default=0) < 32 else 0
     return Sequential(
         Conv2D(6, 5, padding=padding),
         ReLU(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from xpcnn.errors import whole
 from xpcnn.layers import (
     Affine,
     AvgPool2D,
@@ -35,6 +36,7 @@ def resnet20(input_shape: Sequence[int] = (3, 32, 32), classes: int = 10, *, blo
     ----------
     K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", 2016, section 4.2.
     """
+    whole("blocks", blocks, 1)
     stages = [_stage(filters, blocks, stride, _padded) for filters, stride in ((16, 1), (32, 2), (64, 2))]
     return _network(conv_norm(16, 3), stages, input_shape, classes)
 
