@@ -86,6 +86,11 @@ def matmul(a: Array, b: Array, xp: Namespace) -> Array:
     return xp.matmul(a, b)
 
 
+def sum_rows(x: Array, xp: Namespace) -> Array:
+    """Add up along axis 0, which stays with length 1."""
+    return xp.sum(x, axis=0, keepdims=True)
+
+
 def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namespace) -> Arrays:
     """Return ``rule(*arrays)``, where each result's element depends on the same element of the arrays alone."""
     return rule(*arrays)

@@ -17,8 +17,8 @@ def summarise(net: Layer, input_shape: Shape, batch_size: int, itemsize: int) ->
     """Return a table of a network's layers, one a line; those inside others are indented.
 
     Multiply-adds are of one example. A layer's receptive field is the patch of the input that one of its outputs
-    depends on, but for the statistics of normalisations. Its im2col memory is what the columns of a batch take together;
-    they are made a block at a time.
+    depends on, but for the statistics of normalisations. Its im2col memory is what the columns of a batch take
+    together; they are made a block at a time.
     """
     whole = Placed("net", net, input_shape, net.output_shape(input_shape))
     scale = batch_size * itemsize

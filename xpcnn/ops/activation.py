@@ -49,7 +49,7 @@ def relu6_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = 
 
 
 @half.forward
-def leaky_relu(x: Array, *, negative_slope: float = 0.01, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
+def leaky_relu(x: Array, negative_slope: float = 0.01, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Rectify with a leak: ``y = x`` above 0, ``negative_slope · x`` elsewhere (A. Maas et al., 2013)."""
     slope = _check.number("negative_slope", negative_slope, -float("inf"), float("inf"))
     return apply(lambda a, xp, s: pick(a > 0, a, a * s, a, xp), x, xp, slope)
@@ -62,7 +62,7 @@ def leaky_relu_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | No
 
 
 @half.forward
-def elu(x: Array, *, alpha: float = 1.0, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
+def elu(x: Array, alpha: float = 1.0, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Return ``x`` above 0 and ``alpha · (exp(x) - 1)`` elsewhere (D.-A. Clevert et al., 2016, equation 15)."""
     return apply(_elu, x, xp, _check.number("alpha", alpha, -float("inf"), float("inf")), 1.0)
 

@@ -8,7 +8,7 @@ import array_api_extra as xpx
 from array_api_compat import device
 
 from xpcnn.backend import Array, Namespace
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
 from xpcnn.ops.window import AXES
 
@@ -142,10 +142,9 @@ def _check_dy(dy: Array, saved: GlobalPoolSaved, xp: Namespace | None) -> Namesp
 def adaptive_size(size: tuple[int, ...], output_size: Any) -> tuple[int, ...]:
     """Return the output's rows and columns from an int or a pair; None keeps an axis."""
     pair = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    right = len(pair) == 2 and all(n is None or (hasattr(n, "__index__") and not isinstance(n, bool)) for n in pair)
-    if not right or any(n is not None and n < 1 for n in pair):
+    if len(pair) != 2:
         raise XpcnnError(f"output_size must be a whole number above 0, or a pair of them or None, not {output_size!r}.")
-    return tuple(n if out is None else int(out) for n, out in zip(size, pair, strict=True))
+    return tuple(n if out is None else whole("output_size", out, 1) for n, out in zip(size, pair, strict=True))
 
 
 def bins(size: int, out: int) -> Bins:

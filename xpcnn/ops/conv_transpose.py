@@ -11,6 +11,7 @@ from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
 from xpcnn.ops import _check, half
 from xpcnn.ops.conv import column_bytes, conv_backward, conv_forward
+from xpcnn.ops.reduction import sum_over
 from xpcnn.ops.window import AXES, transposed_window
 
 Arrays = tuple[Array, ...]
@@ -98,7 +99,8 @@ def conv_transpose2d_backward(
     _check.same_shape("dy", dy, (x.shape[0], weight.shape[1] * groups, *win.size), "the shape of y")
     dx = conv_forward(dy, weight, None, win, groups, xp) if need_dx else None
     _, dweight, _ = conv_backward(x, dy, weight, win, groups, False, xp)
-    return dx, dweight, xp.sum(dy, axis=(0, *range(2, dy.ndim))) if has_bias else None
+    dbias = xp.reshape(sum_over(dy, (0, *range(2, dy.ndim)), xp), (-1,)) if has_bias else None
+    return dx, dweight, dbias
 
 
 @half.forward

@@ -148,8 +148,7 @@ def _check_options(logits: Array, label_smoothing: float, class_weights: Array |
     """Raise unless the loss's options are in range and fit the logits."""
     if logits.ndim < 2 or logits.shape[1] < 1:
         raise XpcnnError(f"logits must have the axes (N, K, ...) with at least one class, got {tuple(logits.shape)}.")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise XpcnnError(f"label_smoothing must lie between 0 and 1, not {label_smoothing!r}.")
+    _check.number("label_smoothing", label_smoothing, 0.0, 1.0, closed=True)
     check_reduction(reduction)
     if class_weights is not None:
         _check.same_shape("class_weights", class_weights, (logits.shape[1],), "one per class")

@@ -13,6 +13,7 @@ from array_api_compat import device
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
+from xpcnn.ops.reduction import sum_over
 
 Shape = tuple[int, ...]
 
@@ -208,7 +209,7 @@ def batch_norm_backward(
     g = xp.reshape(dy if gamma is None else dy * xp.reshape(gamma, spread), view)
     if axes:
         x_hat = xp.reshape(normal, view)
-        g = g - xp.mean(g, axis=axes, keepdims=True) - x_hat * xp.mean(g * x_hat, axis=axes, keepdims=True)
+        g = g - _mean(g, axes, xp) - x_hat * _mean(g * x_hat, axes, xp)
     return xp.reshape(g * scale, dy.shape), dgamma, dbeta
 
 
@@ -219,11 +220,16 @@ def _standardise(x: Array, axes: Shape, eps: float, xp: Namespace) -> tuple[Arra
     """Return x̂, 1 / √(var + ε), the mean and the biased variance, all with x's axes."""
     if not prod(x.shape[axis] for axis in axes):
         raise XpcnnError(f"x of shape {tuple(x.shape)} has no values on the axes to normalise over.")
-    mean = xp.mean(x, axis=axes, keepdims=True)
+    mean = _mean(x, axes, xp)
     centered = x - mean
-    var = xp.mean(centered * centered, axis=axes, keepdims=True)
+    var = _mean(centered * centered, axes, xp)
     scale = 1.0 / xp.sqrt(var + eps)
     return centered * scale, scale, mean, var
+
+
+def _mean(x: Array, axes: Shape, xp: Namespace) -> Array:
+    """Average over axes, which stay with length 1."""
+    return sum_over(x, axes, xp) / prod(x.shape[axis] for axis in axes)
 
 
 def _scaled(normal: Array, gamma: Array | None, beta: Array | None, spread: Shape, xp: Namespace) -> Array:
@@ -235,7 +241,7 @@ def _scaled(normal: Array, gamma: Array | None, beta: Array | None, spread: Shap
 def _summed(values: Array, shape: Shape, spread: Shape, xp: Namespace) -> Array:
     """Add up over the axes that a parameter does not have: the adjoint of broadcasting it."""
     others = tuple(axis for axis, n in enumerate(spread) if n == 1)
-    return xp.reshape(xp.sum(values, axis=others), shape) if others else xp.asarray(values, copy=True)
+    return xp.reshape(sum_over(values, others, xp), shape) if others else xp.asarray(values, copy=True)
 
 
 def _mixed(old: Array | None, new: Array, momentum: float, xp: Namespace) -> Array | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array_api_compat import device
 
+from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError
 from xpcnn.ops import _check
@@ -36,6 +37,14 @@ def spread(slope: Array, dy: Array | None, reduction: str, count: int, shape: tu
         _check.same_shape("dy", dy, shape if reduction == "none" else (), "the shape of the loss")
         slope = slope * dy
     return slope * share_of(count) if reduction == "mean" else slope
+
+
+def sum_over(x: Array, axes: tuple[int, ...], xp: Namespace) -> Array:
+    """Add up over axes, which stay with length 1."""
+    inner = tuple(axis for axis in axes if axis)
+    if inner:
+        x = xp.sum(x, axis=inner, keepdims=True)
+    return kernels.of(xp).sum_rows(x, xp) if 0 in axes else x
 
 
 def divided(total: Array, divisor: Array, xp: Namespace) -> Array:

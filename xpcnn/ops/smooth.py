@@ -54,7 +54,7 @@ def silu_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = N
 
 @half.forward
 def softplus(
-    x: Array, *, beta: float = 1.0, threshold: float = 20.0, xp: Namespace | None = None
+    x: Array, beta: float = 1.0, threshold: float = 20.0, *, xp: Namespace | None = None
 ) -> tuple[Array, ActivationSaved]:
     """Return ``log(1 + exp(beta·x)) / beta``, and x itself where ``beta·x`` is above the threshold."""
     if _check.number("beta", beta, 0.0, float("inf")) == 0.0:
@@ -69,7 +69,7 @@ def softplus_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None
 
 
 @half.forward
-def gelu(x: Array, *, approximate: str = "none", xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
+def gelu(x: Array, approximate: str = "none", *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Return ``x · Φ(x)``, Φ the normal distribution function [1]_.
 
     Parameters

@@ -17,7 +17,7 @@ class SoftmaxSaved(NamedTuple):
 
 
 @half.forward
-def softmax(x: Array, *, axis: int = -1, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
+def softmax(x: Array, axis: int = -1, *, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
     """Return ``p = exp(x - max) / Σ exp(x - max)`` along an axis, for x of any floating dtype and finite values."""
     xp, axis = _checked(x, axis, xp)
     powers = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
@@ -35,7 +35,7 @@ def softmax_backward(dy: Array, saved: SoftmaxSaved, *, xp: Namespace | None = N
 
 
 @half.forward
-def log_softmax(x: Array, *, axis: int = -1, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
+def log_softmax(x: Array, axis: int = -1, *, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
     """Return ``x - max - log Σ exp(x - max)`` along an axis, for x of any floating dtype and finite values."""
     xp, axis = _checked(x, axis, xp)
     shifted = x - xp.max(x, axis=axis, keepdims=True)

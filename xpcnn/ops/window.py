@@ -77,6 +77,7 @@ def conv_window(
     n = len(size)
     strides = ints("stride", stride, n, 1)
     dilations = ints("dilation", dilation, n, 1)
+    _check_sizes(size, kernel)
     if mode not in MODES:
         raise XpcnnError(f"mode must be 'cross-correlation' or 'convolution', not {mode!r}.")
     if center is not None:
@@ -112,6 +113,7 @@ def transposed_window(
     n = len(size)
     strides, dilations = ints("stride", stride, n, 1), ints("dilation", dilation, n, 1)
     extra = ints("output_padding", output_padding, n, 0)
+    _check_sizes(size, kernel)
     if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
         raise XpcnnError(
             f"output_padding {output_padding!r} must be smaller than the stride {strides} or the dilation {dilations}."
@@ -127,7 +129,7 @@ def transposed_window(
         before = tuple(pair[0] for pair in pairs)
         axes = zip(size, strides, pairs, spans, extra, strict=True)
         out = tuple((m - 1) * s - sum(pair) + span + e for m, s, pair, span, e in axes)
-    if min(size, default=0) < 1 or min(out) < 1:
+    if min(out) < 1:
         raise XpcnnError(
             f"the input {tuple(size)} with kernel {tuple(kernel)}, stride {strides} and padding {padding!r} makes an "
             f"output without pixels, {tuple(out)}; use less padding or a larger kernel."
@@ -165,6 +167,14 @@ def ints(name: str, value: Any, n: int, least: int) -> Ints:
     if not whole or len(values) != n or min(values) < least:
         raise XpcnnError(f"{name} must be one int or {n} ints, each at least {least}, not {value!r}.")
     return tuple(map(operator.index, values))
+
+
+def _check_sizes(size: Ints, kernel: Ints) -> None:
+    """Raise unless there are pixels and kernel elements on every axis."""
+    if min(size) < 1:
+        raise XpcnnError(f"the input {tuple(size)} has no pixels.")
+    if min(kernel) < 1:
+        raise XpcnnError(f"the kernel {tuple(kernel)} has no elements.")
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

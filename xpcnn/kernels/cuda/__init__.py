@@ -20,6 +20,7 @@ from xpcnn.kernels.reference import (
     matmul,
     pad,
     relu,
+    sum_rows,
     window_slices,
 )
 from xpcnn.kernels.window import Window
@@ -36,6 +37,7 @@ __all__ = [
     "matmul",
     "pad",
     "relu",
+    "sum_rows",
     "window_slices",
 ]
 
