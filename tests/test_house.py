@@ -19,7 +19,7 @@ STOREYS = [  # from the ground up; a module may import what stands below it, and
     {"ops", "optim"},
     {"layers", "data"},
     {"models", "model"},
-    {"training", "report"},
+    {"training", "report", "verify"},
     {"cli"},
 ]
 LEVEL = {name: number for number, storey in enumerate(STOREYS) for name in storey}

@@ -115,6 +115,52 @@ def test_load_parameters_is_all_or_nothing(model):
     np.testing.assert_array_equal(model.backend.to_numpy(model.parameters()["conv1/bias"]), before + 1)
 
 
+STATEFUL = layers.Sequential(layers.Conv2D(2, 3), layers.BatchNorm(), layers.Affine(3), input_shape=(1, 5, 5))
+
+
+def test_load_parameters_takes_state_too(arrays, rng):
+    model = xc.Model(STATEFUL, arrays.backend)
+    shapes = {path: tuple(a.shape) for path, a in (model.parameters() | model.state()).items()}
+    assert list(model.state()) == ["norm1/mean", "norm1/var"]
+    values = {path: rng.random(shape) + 0.5 for path, shape in reversed(shapes.items())}
+    x = rng.standard_normal((4, 1, 5, 5)).astype(np.float32)
+    before = model.predict(x)
+    model.load_parameters(values)
+    assert list(model.parameters() | model.state()) == list(shapes)  # in the network's order, not the given one
+    for path, array in (model.parameters() | model.state()).items():
+        arrays.check(array, values[path], arrays(x), 1e-7)
+    changed = model.predict(x)
+    assert np.abs(changed - before).max() > 0.1
+    model.load_parameters(values | {"norm1/var": arrays(values["norm1/var"] * 4)})
+    assert np.abs(model.predict(x) - changed).max() > 0.1
+
+
+@pytest.mark.parametrize("path", ["norm1/mean", "norm1/gamma"])
+def test_load_parameters_wants_state_as_it_wants_parameters(path):
+    model = xc.Model(STATEFUL, "cpu")
+    whole = model.parameters() | model.state()
+    before = {p: array.copy() for p, array in whole.items()}
+    missing = {p: array + 1 for p, array in whole.items() if p != path}
+    for values, says in (
+        (missing, f"{path} is missing"),
+        (missing | {path: np.zeros(3)}, f"{path} has shape (3,) instead of (2,)"),
+        (missing | {path: np.zeros((1, 2))}, f"{path} has shape (1, 2) instead of (2,)"),
+        (missing | {path: np.zeros(())}, f"{path} has shape () instead of (2,)"),
+    ):
+        with pytest.raises(xc.XpcnnError) as caught:
+            model.load_parameters(values)
+        assert says in str(caught.value)
+    for p, array in (model.parameters() | model.state()).items():
+        np.testing.assert_array_equal(array, before[p])
+
+
+def test_parameters_and_state_are_dicts_of_the_callers_own():
+    model = xc.Model(STATEFUL, "cpu")
+    model.parameters().clear()
+    model.state()["norm1/mean"] = None
+    assert model.predict(np.zeros((1, 1, 5, 5), np.float32)).shape == (1, 3)
+
+
 def test_files_that_are_no_whole_models_are_refused(tmp_path, rng):
     path = tmp_path / "m.safetensors"
     xc.Model(NET, "cpu").save(path)
@@ -197,6 +243,15 @@ def test_the_summary_lists_layers_shapes_and_parameters():
     text = xc.Model(models.simple_convnet(), "cpu").summary()
     for words in ("conv1", "Conv2D", "(30, 24, 24)", "780", "432,100", "433,890"):
         assert words in text
+
+
+def test_the_summary_follows_the_model_and_not_its_values():
+    model = xc.Model(NET, "cpu")
+    text = model.summary()
+    model.load_parameters({path: array + 1 for path, array in model.parameters().items()})
+    assert model.summary() == text
+    assert xc.Model(NET, "cpu", dtype="float64").summary(50) == text  # half as many numbers twice as large
+    assert xc.Model(layers.Sequential(*NET.layers), "cpu", input_shape=(1, 12, 12)).summary() == text
 
 
 def test_what_was_given_is_copied_and_a_copy_is_another_model(rng):

@@ -13,9 +13,13 @@ import click
 from xpcnn import __version__
 from xpcnn.cli.common import fail
 from xpcnn.cli.evaluate import evaluate_command
+from xpcnn.cli.explain import explain_command
+from xpcnn.cli.features import features_command
+from xpcnn.cli.gradcheck import gradcheck_command
 from xpcnn.cli.info import info_command
 from xpcnn.cli.predict import predict_command
 from xpcnn.cli.train import train_command
+from xpcnn.cli.verify import verify_command
 from xpcnn.errors import XpcnnError
 
 INTERRUPTED = 130
@@ -36,7 +40,16 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (train_command, evaluate_command, predict_command, info_command):
+for command in (
+    train_command,
+    evaluate_command,
+    predict_command,
+    info_command,
+    explain_command,
+    features_command,
+    gradcheck_command,
+    verify_command,
+):
     cli.add_command(command)
 
 
