@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests; the options are pytest's. With --oracles first, PyTorch and (where it installs) JAX, which some tests
-# compare with, are installed too, and a test that needs PyTorch fails without it instead of being skipped.
+# Run the tests, one process per core; the options are pytest's (-n 0 for one process). With --oracles first, PyTorch and
+# (where it installs) JAX, which some tests compare with, are installed too, and a test that needs PyTorch fails without
+# it instead of being skipped.
 # The first run makes .venv and installs xpcnn there.
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
@@ -19,4 +20,4 @@ if [ "${1:-}" = --oracles ]; then
 else
   install dev -e '.[dev]' || fail "pip could not install xpcnn[dev]; it says why above."
 fi
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n auto "$@"

@@ -233,7 +233,7 @@ def test_batch_norm_keeps_its_statistics_in_prediction_and_moves_them_in_trainin
 def test_what_is_not_said_is_what_pytorch_takes():
     """Options of the same name have the defaults of PyTorch's modules."""
     nn = pytest.importorskip("torch").nn
-    named = {"Affine": "Linear", "AdaptiveAvgPool2D": "AdaptiveAvgPool2d", "HardSwish": "Hardswish"}
+    named = {"Affine": "Linear", "HardSwish": "Hardswish", "BatchNorm": "BatchNorm2d"}
     compared = set()
     for name in KNOWN:
         theirs = getattr(nn, named.get(name, f"{name[:-1]}d" if name.endswith("D") else name), None)
