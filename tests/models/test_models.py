@@ -213,6 +213,9 @@ def test_other_options_change_what_they_say():
     assert [layer.rate for _, layer in models.mobilenet_v2().layers if isinstance(layer, la.Dropout)] == [0.2]
     half = {place.path: place.output_shape for place in models.mobilenet_v2(PHOTO, width=0.5).children(PHOTO)}
     assert [half[name][0] for name in ("stem", "stage1", "stage4", "last")] == [16, 8, 32, 1280]
+    third = {place.path: place.output_shape for place in models.mobilenet_v2(PHOTO, width=0.35).children(PHOTO)}
+    rounded = [16, 8, 8, 16, 24, 32, 56, 112, 1280]  # 11.2 is rounded up: 8 would be more than a tenth below
+    assert [third[name][0] for name in ("stem", *(f"stage{n}" for n in range(1, 8)), "last")] == rounded
     wide = models.mobilenet_v2(PHOTO, width=1.4)
     assert wide.children(PHOTO)[-4].output_shape[0] == 1792
     init = xc.optim.Normal(0.01)
@@ -248,3 +251,35 @@ def test_depth_counts_weight_layers(net, layers):
     """Shortcuts' projections are not counted, as in the papers."""
     paths = [path for path in net.parameters(net.input_shape) if path.endswith("weight") and "shortcut" not in path]
     assert len(paths) == layers
+
+
+def kinds(net, shape, inside=""):
+    """Return the classes of the layers under a path, in order."""
+    return " ".join(type(p.layer).__name__ for p in la.leaves(net, shape) if p.path.startswith(inside))
+
+
+def test_blocks_are_the_papers():
+    """What no count of parameters shows: activations, poolings and their order."""
+    conv, basic = "Conv2D BatchNorm ReLU", "Conv2D BatchNorm ReLU Conv2D BatchNorm"
+    net = models.resnet18()
+    assert kinds(net, PHOTO, "stem") == f"{conv} MaxPool2D"
+    assert dict(net.layers[0][1].layers)["pool1"] == la.MaxPool2D(3, stride=2, padding=1)
+    assert kinds(net, PHOTO, "stage1") == f"{basic} Identity ReLU {basic} Identity ReLU"
+    assert kinds(net, PHOTO, "stage2") == f"{basic} Conv2D BatchNorm ReLU {basic} Identity ReLU"
+    assert kinds(models.resnet20(), CIFAR, "stage2/residual1") == f"{basic} AvgPool2D PadChannels"
+    assert kinds(models.resnet20(), CIFAR, "stage2/residual2") == f"{basic} Identity"
+    six = "Conv2D BatchNorm ReLU6"
+    net = models.mobilenet_v2()
+    assert kinds(net, PHOTO, "stage1") == f"{six} Conv2D BatchNorm"
+    assert kinds(net, PHOTO, "stage2") == f"{six} {six} Conv2D BatchNorm {six} {six} Conv2D BatchNorm Identity"
+    assert kinds(net, PHOTO).split()[-6:] == [*six.split(), "GlobalAvgPool", "Dropout", "Affine"]
+    net = models.densenet_bc()
+    pre = "BatchNorm ReLU Conv2D"
+    assert kinds(net, CIFAR, "dense1/parallel1/") == f"Identity {pre} {pre}"
+    assert kinds(net, CIFAR, "transition1") == f"{pre} AvgPool2D"
+    assert kinds(net, CIFAR).split()[-4:] == ["BatchNorm", "ReLU", "GlobalAvgPool", "Affine"]
+    pooled = "Conv2D ReLU MaxPool2D"
+    twice = "Conv2D ReLU Conv2D ReLU MaxPool2D"
+    head = "Affine ReLU Dropout Affine ReLU Dropout Affine"
+    assert kinds(models.vgg11(), PHOTO) == f"{pooled} {pooled} {twice} {twice} {twice} {head}"
+    assert kinds(models.lenet5(), DIGIT) == f"{pooled} {pooled} Affine ReLU Affine ReLU Affine"
