@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write a file so that it is either the old one or the new one, whatever happens meanwhile.
 
-    The bytes go to a temporary file beside it, are flushed to the disk, and the file is renamed into place.
+    The bytes go to a temporary file beside it, are flushed to the disk, and the file is renamed into place. An OSError
+    names the file that was asked for.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with _temporary(path) as temporary:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
     _flush_directory(path.parent)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise the OSError that `write_whole` would, before the work whose result is to be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with _temporary(path):
+        pass
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[str]:
+    """Make a temporary file beside a path, and remove what is left of it; errors name the path."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        yield temporary
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 def _flush_directory(directory: Path) -> None:

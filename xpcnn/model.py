@@ -18,7 +18,7 @@ from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
 from xpcnn.layers import Layer, from_config, to_config
-from xpcnn.layers.base import Arrays, Parameter, Shape
+from xpcnn.layers.base import Arrays, Parameter, Shape, checked_shape
 from xpcnn.layers.summary import summarise
 from xpcnn.random import Key
 
@@ -101,7 +101,7 @@ class Model:
         self.backend = resolve_backend(device)
         self.seed = whole("seed", seed, 0)
         self.dtype = dtype
-        self.input_shape: Shape = tuple(shape)
+        self.input_shape: Shape = checked_shape(shape)
         self.output_shape = net.output_shape(self.input_shape)
         self.normalise = normalise or Normalise()
         self.classes = tuple(classes)
@@ -124,7 +124,9 @@ class Model:
         return dict(self._state)
 
     def load_parameters(self, values: Mapping[str, Any]) -> None:
-        """Replace parameters (and state) by host or device arrays; every path must be there with its shape.
+        """Replace parameters by host or device arrays; every path must be there with its shape.
+
+        State, such as running means, may be among them; what is not given stays as it is.
 
         Raises
         ------
@@ -132,12 +134,18 @@ class Model:
             Naming the paths that are missing, unknown or of another shape; nothing is changed then.
         """
         params, state = self.net.parameters(self.input_shape), self.net.state(self.input_shape)
-        _check_shapes(params | state, {path: tuple(value.shape) for path, value in values.items()})
+        if not isinstance(values, Mapping):
+            raise XpcnnError(f"parameters must be a mapping from path to array, not {type(values).__name__}.")
+        values = {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in values.items()}
+        expected = params | {path: described for path, described in state.items() if path in values}
+        _check_shapes(expected, {path: tuple(value.shape) for path, value in values.items()})
+        if complex_ones := [path for path, value in values.items() if "complex" in str(value.dtype)]:
+            raise XpcnnError(f"parameters must be real numbers, but {', '.join(complex_ones)} are complex.")
         xp, own = self.backend.xp, self.backend.asarray
         with self.backend.context():  # copied, so that writing to what was given changes no model
             uploaded = {path: xp.asarray(own(value, self.dtype), copy=True) for path, value in values.items()}
         self._params = {path: uploaded[path] for path in params}
-        self._state = {path: uploaded[path] for path in state}
+        self._state |= {path: uploaded[path] for path in state if path in uploaded}
 
     def replace_arrays(self, params: Arrays, state: Arrays) -> None:
         """Take over new device arrays of the same paths and shapes, as a training step makes them."""
@@ -184,7 +192,9 @@ class Model:
         with self.backend.context():
             pieces = [self._forward(x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
             if on_device or self.backend.name == "numpy":
-                return xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]
+                y = xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]
+                aliased = not on_device and np.may_share_memory(y, x)  # a network that only passes its input on
+                return y.copy() if aliased else y
             return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
 
     def save(self, path: str | Path) -> None:

@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from xpcnn.errors import DataError
+from xpcnn.files import check_writable
 from xpcnn.ops.window import MODES
 from xpcnn.report.explain import MOST, Explanation, explain_conv, explain_pool
 from xpcnn.report.explain_text import text_lines
@@ -84,6 +85,8 @@ def explain_command(context: click.Context) -> None:
 @window_options(stride="1")
 def conv_command(size: tuple[int, ...], kernel: Any, draw: str | None, as_json: bool, **options: Any) -> None:
     """Print every output element of a convolution as a sum of products w[a,b]*x[i,j]."""
+    if draw:
+        check_writable(draw)
     _show(explain_conv(size, kernel, **options), draw, as_json)
 
 
@@ -104,6 +107,8 @@ def pool_command(
         numbers = read_values(values)
     elif seed is not None and math.prod(size) <= MOST:
         numbers = np.random.default_rng(seed).permutation(math.prod(size))
+    if draw:
+        check_writable(draw)
     _show(explain_pool(size, kernel, values=numbers, **options), draw, as_json)
 
 

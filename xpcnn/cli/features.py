@@ -8,6 +8,7 @@ from xpcnn.cli.common import device_option, open_for_use
 from xpcnn.data import read_picture
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import XpcnnError
+from xpcnn.files import check_writable
 
 
 @click.command("features")
@@ -21,6 +22,7 @@ def features_command(run: str, picture: str, out: str, layers: tuple[str, ...], 
     """Draw the feature maps that RUN (a run's directory or a model file) makes of a picture."""
     from xpcnn.report.feature_maps import convolutions, draw_feature_maps
 
+    check_writable(out)
     model, _ = open_for_use(run, device)
     if len(model.input_shape) != 3:
         raise XpcnnError(f"features needs a model of images (C, H, W), not of {model.input_shape}.")

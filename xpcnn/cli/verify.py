@@ -6,15 +6,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from xpcnn.backend import resolve_backend
 from xpcnn.cli.common import device_option
-from xpcnn.errors import DataError, XpcnnError
-from xpcnn.files import write_whole
+from xpcnn.errors import XpcnnError
+from xpcnn.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from xpcnn.verify import Row
@@ -38,7 +37,8 @@ def verify_command(device: str, out: str | None, cases: int | None, seed: int, n
     from xpcnn.verify import certificate, measure
 
     backend = resolve_backend(device)
-    path = _certificate_path(out or f"xpcnn-verify-{backend.name}.json")
+    path = out or f"xpcnn-verify-{backend.name}.json"
+    check_writable(path)
     chosen = _chosen(names)
     cases = cases or (CASES_JAX if backend.name == "jax" else CASES)
     start = time.perf_counter()
@@ -69,15 +69,6 @@ def _chosen(names: Sequence[str]) -> list[str]:
     if unknown := sorted(wanted - set(OPS)):
         raise XpcnnError(f"there is no op {unknown[0]!r}; the ops are {', '.join(OPS)}.")
     return [op for op in OPS if op in wanted or not wanted]
-
-
-def _certificate_path(out: str) -> Path:
-    """Return where the certificate goes, or raise before the work begins."""
-    path = Path(out)
-    if path.is_dir() or not path.parent.is_dir():
-        why = "is a directory" if path.is_dir() else "is in a directory that does not exist"
-        raise DataError(f"the certificate cannot be written: {path} {why}; name a file with --out.")
-    return path
 
 
 def _show(rows: Sequence[Row]) -> None:

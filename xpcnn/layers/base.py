@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from math import prod
@@ -13,7 +13,7 @@ import numpy as np
 
 from xpcnn import ops
 from xpcnn.backend import Array
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.optim.initializers import Initializer
 from xpcnn.random import Key
 
@@ -126,7 +126,8 @@ class OpLayer(Layer):
     op: ClassVar[str]
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """Return the same shape, as elementwise ops do."""
+        """Return the same shape, as elementwise ops do, or raise for options that the op refuses."""
+        getattr(ops, self.op)(np.zeros((0, *input_shape)), **options_of(self))
         return input_shape
 
     def forward(
@@ -155,6 +156,13 @@ def leaves(layer: Layer, input_shape: Shape, path: str = "") -> Iterator[Placed]
         yield from leaves(child.layer, child.input_shape, f"{path}/{child.path}" if path else child.path)
 
 
+def checked_shape(shape: Any) -> Shape:
+    """Return one example's shape as plain numbers, or raise unless it is a sequence of whole numbers above 0."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
+        raise XpcnnError(f"input_shape must be one example's shape such as (1, 28, 28), not {shape!r}.")
+    return tuple(whole("input_shape's numbers", n, 1) for n in shape)
+
+
 def image_shape(layer: Layer, input_shape: Shape, axes: int) -> Shape:
     """Return an image's spatial shape, or raise unless it has as many axes as the layer works on."""
     if len(input_shape) != axes + 1:
@@ -170,4 +178,7 @@ def _larger(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
 
 def _draw(described: dict[str, Parameter], key: Key) -> dict[str, np.ndarray[Any, Any]]:
     """Draw every array from the stream that its path names."""
+    for path, p in described.items():
+        if not isinstance(p.initial, Initializer):
+            raise XpcnnError(f"the initial values of {path} must be an initializer of xpcnn.optim, not {p.initial!r}.")
     return {path: p.initial.draw(key.child("init", path), p.shape, p.fan_in) for path, p in described.items()}

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from xpcnn.errors import XpcnnError
 from xpcnn.layers import activation, affine, conv, dropout, norm, pad, parallel, pool, sequential
 from xpcnn.layers.base import Layer
@@ -28,8 +30,10 @@ def to_config(value: Any) -> Any:
         return [to_config(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if hasattr(value, "__index__"):
-        return int(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, range):
+        return list(value)
     raise XpcnnError(f"a layer's options must be numbers, strings, tuples or layers to be saved, got {value!r}.")
 
 

@@ -9,6 +9,7 @@ from xpcnn import ops
 from xpcnn.backend import Array, upload_like
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Layer, Shape
+from xpcnn.ops._check import number
 from xpcnn.random import Key
 
 
@@ -22,8 +23,7 @@ class Dropout(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the same shape."""
-        if not 0.0 <= self.rate < 1.0:
-            raise XpcnnError(f"Dropout's rate must lie from 0 to below 1, not {self.rate!r}.")
+        number("rate", self.rate, 0.0, 1.0)
         return input_shape
 
     def forward(

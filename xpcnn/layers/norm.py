@@ -9,8 +9,8 @@ from typing import Any
 from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError, whole
-from xpcnn.layers.base import Arrays, Layer, Parameter, Shape
-from xpcnn.ops._check import axes_of
+from xpcnn.layers.base import Arrays, Layer, Parameter, Shape, options_of
+from xpcnn.ops._check import axes_of, number
 from xpcnn.optim.initializers import Ones, Zeros
 from xpcnn.random import Key
 
@@ -27,6 +27,7 @@ class _Norm(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the same shape."""
+        number("eps", options_of(self)["eps"], 0.0, float("inf"))
         self.normalised(input_shape)
         return input_shape
 
@@ -50,6 +51,7 @@ class BatchNorm(_Norm):
 
     def normalised(self, input_shape: Shape) -> Shape:
         """Return (C,)."""
+        number("momentum", self.momentum, 0.0, 1.0, closed=True)
         return _channels(self, input_shape)
 
     def state(self, input_shape: Shape) -> dict[str, Parameter]:

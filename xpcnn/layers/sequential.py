@@ -8,7 +8,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 from xpcnn.backend import Array
-from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape
+from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape, checked_shape
 from xpcnn.layers.container import Child, Container, Named, named, place, split, under
 from xpcnn.layers.fused import fuse
 from xpcnn.random import Key
@@ -34,7 +34,7 @@ class Sequential(Container):
     def __init__(self, *layers: Child | Sequence[Child], input_shape: Sequence[int] | None = None) -> None:
         children = layers[0] if len(layers) == 1 and isinstance(layers[0], list) else layers
         object.__setattr__(self, "layers", named(children, "Sequential"))  # type: ignore[arg-type]
-        object.__setattr__(self, "input_shape", None if input_shape is None else tuple(input_shape))
+        object.__setattr__(self, "input_shape", None if input_shape is None else checked_shape(input_shape))
 
     def children(self, input_shape: Shape) -> list[Placed]:
         """Return each layer with its shapes, or raise naming the one that does not fit."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from xpcnn.errors import XpcnnError
 from xpcnn.layers import BatchNorm, Conv2D, Layer, ReLU
+from xpcnn.layers.base import checked_shape
 
 LARGE = 96  # pixels from which on a stem made for photographs leaves enough of an image
 
@@ -26,4 +27,4 @@ def is_large(input_shape: Sequence[int], stem: str) -> bool:
     """Return whether the stem is the one for large images; ``"auto"`` goes by the image."""
     if stem not in ("auto", "small", "large"):
         raise XpcnnError(f"stem must be 'auto', 'small' or 'large', not {stem!r}.")
-    return stem == "large" or (stem == "auto" and min(input_shape[1:], default=0) >= LARGE)
+    return stem == "large" or (stem == "auto" and min(checked_shape(input_shape)[1:], default=0) >= LARGE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xpcnn.layers import Affine, Conv2D, MaxPool2D, ReLU, Sequential
+from xpcnn.layers.base import checked_shape
 
 
 def lenet5(input_shape: Sequence[int] = (1, 28, 28), classes: int = 10) -> Sequential:
@@ -24,7 +25,7 @@ def lenet5(input_shape: Sequence[int] = (1, 28, 28), classes: int = 10) -> Seque
     ----------
     Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
-    padding = 2 if max(input_shape[1:], default=0) < 32 else 0
+    padding = 2 if max(checked_shape(input_shape)[1:], default=0) < 32 else 0
     return Sequential(
         Conv2D(6, 5, padding=padding),
         ReLU(),

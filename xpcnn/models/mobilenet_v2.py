@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xpcnn.errors import XpcnnError
 from xpcnn.layers import Affine, Dropout, GlobalAvgPool, Layer, ReLU6, Residual, Sequential
 from xpcnn.models.blocks import conv_norm, is_large
+from xpcnn.ops import _check
 
 STAGES = (  # expansion, channels, blocks, stride of the first
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
@@ -40,8 +41,8 @@ def mobilenet_v2(
     ----------
     M. Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks", 2018, table 2.
     """
-    if not width > 0:
-        raise XpcnnError(f"width must be above 0, not {width!r}.")
+    if not _check.number("width", width, 0.0, 100.0):
+        raise XpcnnError("width must be above 0.")
     first = 2 if is_large(input_shape, stem) else 1
     channels = _rounded(32 * width)
     layers: list[tuple[str, Layer]] = [("stem", Sequential(*conv_norm(channels, 3, stride=first, act=ReLU6())))]

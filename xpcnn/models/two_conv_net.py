@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xpcnn.layers import Affine, Conv2D, Flatten, MaxPool2D, ReLU, Sequential
+from xpcnn.ops.window import ints
 
 
 def two_conv_net(
@@ -28,11 +29,12 @@ def two_conv_net(
     kernel_size, hidden : int
         Of the convolutions, and the hidden fully connected layer's width.
     """
+    first, second = ints("filters", filters, 2, 1)
     return Sequential(
-        Conv2D(filters[0], kernel_size),
+        Conv2D(first, kernel_size),
         ReLU(),
         MaxPool2D(2),
-        Conv2D(filters[1], kernel_size),
+        Conv2D(second, kernel_size),
         ReLU(),
         Flatten(),
         Affine(hidden),

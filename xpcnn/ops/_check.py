@@ -23,8 +23,8 @@ def namespace(xp: Namespace | None, maybe: dict[str, Array | None] | None = None
     """
     given = arrays | {name: array for name, array in (maybe or {}).items() if array is not None}
     found = library(**given)
-    if xp is not None and _library(xp) != _library(found):
-        raise ArrayTypeError(f"xp is {xp.__name__}, but the arrays are {_library(found)}'s.")
+    if xp is not None and (isinstance(xp, str) or _library(xp) != _library(found)):
+        raise ArrayTypeError(f"xp is {getattr(xp, '__name__', repr(xp))}, but the arrays are {_library(found)}'s.")
     one_dtype(given)
     first, array = next(iter(given.items()))
     if dtype_name(array) not in FLOATS:
@@ -77,9 +77,9 @@ def number(name: str, value: Any, low: float, high: float, *, closed: bool = Fal
 
 def axes_of(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     """Return one or several axes as increasing numbers from 0, or raise."""
-    values = value if isinstance(value, Sequence) else (value,)
-    whole = all(hasattr(v, "__index__") and not isinstance(v, bool) for v in values)
-    axes = sorted(operator.index(v) % ndim for v in values if -ndim <= v < ndim) if whole and ndim else []
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    numbers = [v for v in values if hasattr(v, "__index__") and not isinstance(v, bool) and not getattr(v, "shape", ())]
+    axes = sorted(operator.index(v) % ndim for v in numbers if -ndim <= v < ndim) if ndim else []
     if not axes or len(axes) != len(values) or len(set(axes)) != len(axes):
         raise XpcnnError(f"{name} must be different axes of an array with {ndim} of them, not {value!r}.")
     return tuple(axes)
@@ -103,4 +103,4 @@ def dtype_name(array: Array) -> str:
 
 def _library(xp: Namespace) -> str:
     """Return the name of the library behind a namespace: array_api_compat.numpy and numpy are both numpy."""
-    return str(xp.__name__).removeprefix("array_api_compat.").partition(".")[0]
+    return str(getattr(xp, "__name__", xp)).removeprefix("array_api_compat.").partition(".")[0]

@@ -52,7 +52,7 @@ def relu6_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Rectify with a leak: ``y = x`` above 0, ``negative_slope · x`` elsewhere (A. Maas et al., 2013)."""
     slope = _check.number("negative_slope", negative_slope, -float("inf"), float("inf"))
-    return apply(lambda a, xp, s: pick(a > 0, a, a * s, a, xp), x, xp, slope)
+    return apply(lambda a, xp, s: pick(a > 0, a, xp.clip(a, None, 0.0) * s, a, xp), x, xp, slope)
 
 
 @half.backward

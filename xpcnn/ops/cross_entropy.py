@@ -11,6 +11,7 @@ from xpcnn.backend import Array, Namespace, is_numpy
 from xpcnn.errors import ArrayTypeError, XpcnnError
 from xpcnn.ops import _check, half
 from xpcnn.ops.reduction import check_reduction, divided
+from xpcnn.ops.softmax import below_max
 
 
 class CrossEntropySaved(NamedTuple):
@@ -69,6 +70,8 @@ def softmax_cross_entropy(
     xp = _check.namespace(xp, {"class_weights": class_weights}, logits=logits)
     _check_options(logits, label_smoothing, class_weights, reduction)
     label_smoothing = float(label_smoothing)
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
+        raise XpcnnError(f"ignore_index must be a whole number or None, not {ignore_index!r}.")
     shape, where = tuple(logits.shape), device(logits)
     classes, by_class = shape[1], (1, -1) + (1,) * (len(shape) - 2)  # (1, K, 1, ...)
     weights = xp.ones(classes, dtype=logits.dtype, device=where) if class_weights is None else class_weights
@@ -85,7 +88,7 @@ def softmax_cross_entropy(
         onehot, counts = targets, 1.0
         divisor = xp.full((), prod(shape) // classes, dtype=logits.dtype, device=where)  # examples
     q = weights * ((1.0 - label_smoothing) * onehot + counts * (label_smoothing / classes))
-    shifted = logits - xp.max(logits, axis=1, keepdims=True)
+    shifted = below_max(logits, 1, xp)
     powers = xp.exp(shifted)
     total = xp.sum(powers, axis=1, keepdims=True)
     log_p = shifted - xp.log(total)
@@ -102,7 +105,7 @@ def softmax_cross_entropy(
 def softmax_cross_entropy_backward(
     saved: CrossEntropySaved, dy: Array | None = None, *, xp: Namespace | None = None
 ) -> Array:
-    """Return the gradient of the logits: ``(softmax·Σq - q) · dy``, divided as the loss was.
+    """Return the gradient of the logits: ``(softmax·Σq - q) · dy``, divided as the loss was; 0 if no label counts.
 
     Parameters
     ----------
@@ -115,7 +118,8 @@ def softmax_cross_entropy_backward(
     xp = _check.namespace(xp, {"dy": dy}, p=p)
     dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
     if divisor is not None:
-        dlogits = divided(dlogits, divisor, xp)
+        one = xp.ones((), dtype=divisor.dtype, device=device(divisor))
+        dlogits = dlogits / xp.where(divisor == 0, one, divisor)  # where no label counts, q and so dlogits are 0
     if dy is None:
         return dlogits
     _check.same_shape("dy", dy, (p.shape[0], *p.shape[2:]) if reduction == "none" else (), "the shape of the loss")

@@ -20,7 +20,7 @@ class SoftmaxSaved(NamedTuple):
 def softmax(x: Array, axis: int = -1, *, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
     """Return ``p = exp(x - max) / Σ exp(x - max)`` along an axis, for x of any floating dtype and finite values."""
     xp, axis = _checked(x, axis, xp)
-    powers = xp.exp(x - xp.max(x, axis=axis, keepdims=True))
+    powers = xp.exp(below_max(x, axis, xp))
     p = powers / xp.sum(powers, axis=axis, keepdims=True)
     return xp.asarray(p, copy=True), SoftmaxSaved(p, axis)
 
@@ -38,7 +38,7 @@ def softmax_backward(dy: Array, saved: SoftmaxSaved, *, xp: Namespace | None = N
 def log_softmax(x: Array, axis: int = -1, *, xp: Namespace | None = None) -> tuple[Array, SoftmaxSaved]:
     """Return ``x - max - log Σ exp(x - max)`` along an axis, for x of any floating dtype and finite values."""
     xp, axis = _checked(x, axis, xp)
-    shifted = x - xp.max(x, axis=axis, keepdims=True)
+    shifted = below_max(x, axis, xp)
     powers = xp.exp(shifted)
     total = xp.sum(powers, axis=axis, keepdims=True)
     return shifted - xp.log(total), SoftmaxSaved(powers / total, axis)
@@ -51,6 +51,13 @@ def log_softmax_backward(dy: Array, saved: SoftmaxSaved, *, xp: Namespace | None
     xp = _check.namespace(xp, dy=dy, p=p)
     _check.same_shape("dy", dy, p.shape, "the shape of y")
     return dy - p * xp.sum(dy, axis=axis, keepdims=True)
+
+
+def below_max(x: Array, axis: int, xp: Namespace) -> Array:
+    """Return ``x - max`` along an axis; where it lies beyond the dtype's range, the lowest number."""
+    half_way = 0.5 * x - 0.5 * xp.max(x, axis=axis, keepdims=True)  # which is in range for any finite x
+    lowest = -0.5 * float(xp.finfo(x.dtype).max)
+    return xp.where(xp.isinf(half_way), half_way, 2.0 * xp.clip(half_way, lowest, None))
 
 
 def _checked(x: Array, axis: int, xp: Namespace | None) -> tuple[Namespace, int]:

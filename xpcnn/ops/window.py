@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
 
 Ints = tuple[int, ...]
@@ -44,11 +44,18 @@ def conv_output_size(
     int
         The number of windows; 0 when the kernel does not fit.
 
+    Raises
+    ------
+    XpcnnError
+        For a number that is not whole or out of range.
+
     References
     ----------
     .. [1] V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", 2016, relationship 14.
     """
-    before, after = (padding, padding) if isinstance(padding, int) else padding
+    size, kernel = whole("size", size, 0), whole("kernel", kernel, 1)
+    stride, dilation = whole("stride", stride, 1), whole("dilation", dilation, 1)
+    ((before, after),) = padding_pairs([padding], (size,), (kernel,), (stride,), (dilation,))
     room = size + before + after - dilation * (kernel - 1) - 1
     if not ceil_mode:
         return max(0, room // stride + 1)
@@ -81,7 +88,7 @@ def conv_window(
     if mode not in MODES:
         raise XpcnnError(f"mode must be 'cross-correlation' or 'convolution', not {mode!r}.")
     if center is not None:
-        if padding not in (0, (0,) * n):
+        if any(map(any, padding_pairs(padding, size, kernel, strides, dilations))) or padding == "same":
             raise XpcnnError(f"center fixes the padding, so padding must be left at 0, not {padding!r}.")
         return _centered(size, kernel, strides, dilations, mode, ints("center", center, n, 0))
     pairs = padding_pairs(padding, size, kernel, strides, dilations)
