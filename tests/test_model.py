@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import xpcnn as xc
 from xpcnn import layers, models
+from xpcnn.kernels import memory
 
 NET = models.simple_convnet((1, 12, 12), 4, filters=3, kernel_size=3, hidden=5)
 
@@ -135,23 +137,50 @@ def test_load_parameters_takes_state_too(arrays, rng):
     assert np.abs(model.predict(x) - changed).max() > 0.1
 
 
-@pytest.mark.parametrize("path", ["norm1/mean", "norm1/gamma"])
-def test_load_parameters_wants_state_as_it_wants_parameters(path):
+@pytest.mark.parametrize("path", ["conv1/weight", "norm1/gamma", "norm1/mean"])
+def test_what_does_not_fit_is_named_and_nothing_is_changed(path):
     model = xc.Model(STATEFUL, "cpu")
     whole = model.parameters() | model.state()
     before = {p: array.copy() for p, array in whole.items()}
-    missing = {p: array + 1 for p, array in whole.items() if p != path}
-    for values, says in (
-        (missing, f"{path} is missing"),
-        (missing | {path: np.zeros(3)}, f"{path} has shape (3,) instead of (2,)"),
-        (missing | {path: np.zeros((1, 2))}, f"{path} has shape (1, 2) instead of (2,)"),
-        (missing | {path: np.zeros(())}, f"{path} has shape () instead of (2,)"),
-    ):
+    shape = whole[path].shape
+    others = {p: array + 1 for p, array in whole.items() if p != path}
+    wrong = [
+        (others | {path: np.zeros(size)}, f"{path} has shape {size} instead of {shape}") for size in ((3,), (1, 2), ())
+    ]
+    if path in model.parameters():
+        wrong.append((others, f"{path} is missing"))
+    for values, says in wrong:
         with pytest.raises(xc.XpcnnError) as caught:
             model.load_parameters(values)
         assert says in str(caught.value)
     for p, array in (model.parameters() | model.state()).items():
         np.testing.assert_array_equal(array, before[p])
+
+
+def test_state_that_is_not_given_stays_as_it_is():
+    model = xc.Model(STATEFUL, "cpu")
+    mean = np.array([3.0, 4.0], np.float32)
+    model.load_parameters(model.parameters() | {"norm1/mean": mean})
+    model.load_parameters({path: array + 1 for path, array in model.parameters().items()})
+    np.testing.assert_array_equal(model.state()["norm1/mean"], mean)
+    np.testing.assert_array_equal(model.state()["norm1/var"], np.ones(2))
+
+
+def test_predicting_keeps_nothing_of_the_layers_before(rng):
+    """A deep network's prediction takes a few layers' memory, not all layers'."""
+    net = layers.Sequential(*[layers.Conv2D(4, 3, padding=1), layers.ReLU()] * 20, input_shape=(4, 64, 64))
+    model = xc.Model(net, "cpu")
+    x = rng.random((16, 4, 64, 64), np.float32)  # 1 MB, as every layer's output
+    memory.release()
+    tracemalloc.start()
+    model.predict(x)
+    assert tracemalloc.get_traced_memory()[1] < 30e6
+    tracemalloc.stop()
+
+
+def test_a_deep_network_is_predicted_in_smaller_batches():
+    assert xc.Model(models.simple_convnet(), "cpu").images_at_once == 1000
+    assert xc.Model(models.simple_convnet(filters=3000), "cpu").images_at_once == (1 << 27) // (3000 * 24 * 24 * 4)
 
 
 def test_parameters_and_state_are_dicts_of_the_callers_own():

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import xpcnn
 from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
-from xpcnn.layers import Layer, from_config, to_config
+from xpcnn.layers import Layer, from_config, leaves, to_config
 from xpcnn.layers.base import Arrays, Parameter, Shape, checked_shape
 from xpcnn.layers.summary import summarise
 from xpcnn.random import Key
@@ -26,6 +27,7 @@ Host = np.ndarray[Any, Any]
 
 FORMAT = 1
 DTYPES = ("float32", "float64")
+MOST_IMAGES, MOST_BYTES = 1000, 1 << 27  # of a batch in prediction, and of one layer's output
 STORED = ("F32", "F64")  # as safetensors names them
 
 
@@ -170,7 +172,7 @@ class Model:
             raise ArrayTypeError(f"images must be uint8 or floats (normalised as in training), got {x.dtype}.")
         return xp.astype(x, getattr(xp, self.dtype), copy=False)
 
-    def predict(self, x: Any, batch_size: int = 1000) -> Any:
+    def predict(self, x: Any, batch_size: int | None = None) -> Any:
         """Return the network's outputs (logits) for images, computed in batches so that memory stays bounded.
 
         Parameters
@@ -178,14 +180,14 @@ class Model:
         x : array (N, C, H, W)
             uint8 images, or floats normalised as in training; a NumPy array gives a NumPy array back, an array of the
             device stays there.
-        batch_size : int
-            Images at a time.
+        batch_size : int, optional
+            Images at a time; `images_at_once` by default.
 
         Returns
         -------
         array (N, classes)
         """
-        whole("batch_size", batch_size, 1)
+        batch_size = self.images_at_once if batch_size is None else whole("batch_size", batch_size, 1)
         on_device = is_array_api_obj(x) and not isinstance(x, np.ndarray)
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
@@ -196,6 +198,12 @@ class Model:
                 aliased = not on_device and np.may_share_memory(y, x)  # a network that only passes its input on
                 return y.copy() if aliased else y
             return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images to predict at a time, so that no layer's output of a batch takes more than 128 MiB."""
+        largest = max(prod(placed.output_shape) for placed in leaves(self.net, self.input_shape))
+        return max(1, min(MOST_IMAGES, MOST_BYTES // (largest * (8 if self.dtype == "float64" else 4))))
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and description to a safetensors file, whole or not at all."""
@@ -235,10 +243,13 @@ class Model:
             When the file is missing, truncated, corrupt or not an xpcnn model. Shapes are compared before any array
             is read.
         """
+        custom = tuple(custom)
+        if not all(isinstance(cls, type) and issubclass(cls, Layer) for cls in custom):
+            raise XpcnnError(f"custom must list layer classes, not {custom!r}.")
         description, shapes, read = _open(Path(path))
         backend = resolve_backend(device)
         try:
-            net, shape = from_config(description["network"], tuple(custom)), tuple(description["input_shape"])
+            net, shape = from_config(description["network"], custom), tuple(description["input_shape"])
             if not isinstance(net, Layer) or not all(isinstance(n, int) and n > 0 for n in shape):
                 raise XpcnnError("its network or input shape is none.")
             _check_shapes(net.parameters(shape) | net.state(shape), shapes)
@@ -270,8 +281,7 @@ class Model:
 
     def _forward(self, x: Any) -> Array:
         """Run a batch through the network without training."""
-        y, _, _ = self.net.forward(self._params, self._state, self.as_input(x))
-        return y
+        return self.net.predict(self._params, self._state, self.as_input(x))
 
 
 def _check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape]) -> None:
@@ -297,7 +307,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise DataError(f"{path} does not exist.")
+        raise DataError(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}.")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -157,7 +157,15 @@ def test_a_residual_is_made_of_layers(value):
         (la.GroupNorm(2, eps=-1), "eps"),
     ],
 )
-def test_options_that_no_shape_depends_on_are_refused_by_forward(layer, says):
-    params, state = (draw(Key(0), (4, 7)) for draw in (layer.initial_parameters, layer.initial_state))
+def test_options_that_no_shape_depends_on_are_refused_when_a_model_is_made(layer, says):
     with pytest.raises(XpcnnError, match=says):
-        layer.forward(params, state, np.ones((2, 4, 7)), train=True)
+        layer.output_shape((4, 7))
+    with pytest.raises(XpcnnError, match=rf"layer {layer.kind}1 .*{says}"):
+        la.Sequential(layer).output_shape((4, 7))
+
+
+def test_what_an_op_complains_of_in_forward_names_the_layer():
+    net = la.Sequential(("first", la.Sequential(la.Flatten(), ("bn", la.BatchNorm()))))
+    params, state = (draw(Key(0), (3,)) for draw in (net.initial_parameters, net.initial_state))
+    with pytest.raises(XpcnnError, match=r"layer first: layer bn: batch_norm cannot train on x of shape \(1, 3\)"):
+        net.forward(params, state, np.ones((1, 3)), train=True)

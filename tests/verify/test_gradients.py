@@ -71,6 +71,50 @@ def test_a_wrong_gradient_fails_and_is_named():
     assert not xc.gradcheck(Square(factor=float("nan")), (5, 6, 7))
 
 
+@dataclass(frozen=True)
+class Forgetful(Square):
+    """A layer whose backward forgets its parameter."""
+
+    def backward(self, params, dy, saved, *, need_dx=True):
+        return 2.0 * dy * saved, {}
+
+
+def test_a_forgotten_gradient_fails():
+    report = xc.gradcheck(Forgetful(), (2, 3))
+    assert [(check.name, check.ok) for check in report.checks] == [("input", True), ("shift", False)]
+    assert "MISSING" in str(report)
+    with pytest.raises(xc.XpcnnError, match="no gradient of layer1/shift"):
+        xc.gradcheck(layers.Sequential(Forgetful()), (2, 3))
+
+
+def test_gradients_belong_to_the_arguments_in_order(rng):
+    """None among the arguments leaves its place empty; what an op gives no gradient of is said."""
+    x, beta, mean, var = rng.random((4, 3, 2)), rng.random(3), rng.random(3), rng.random(3)
+    report = xc.gradcheck(ops.batch_norm, x, None, beta, mean, var, train=True)
+    assert report
+    assert [check.name for check in report.checks if check.error is not None] == ["x", "beta"]
+    assert [check.name for check in report.checks if check.error is None] == ["running_mean", "running_var"]
+    wrong = xc.gradcheck(ops.batch_norm, x, None, beta, mean, var, train=True, backward=lambda dy, saved: (
+        *ops.batch_norm_backward(dy, saved)[:2], dy.sum((0, 2)) * 1.01
+    ))  # fmt: skip
+    assert [check.name for check in wrong.checks if not check.ok] == ["beta"]
+
+
+def test_large_values_take_large_steps(rng):
+    def square(x):
+        return x * x, x
+
+    for size in (1e-6, 1.0, 1e6):
+        assert xc.gradcheck(square, rng.standard_normal(50) * size, backward=lambda dy, x: 2 * dy * x)
+        assert not xc.gradcheck(square, rng.standard_normal(50) * size, backward=lambda dy, x: 2.1 * dy * x)
+
+
+def test_networks_as_a_whole_are_checked_along_one_direction():
+    net = models.resnet20((3, 8, 8), 4, blocks=1)
+    assert xc.gradcheck(net, (3, 8, 8), together=True)
+    assert not xc.gradcheck(Square(factor=1.001), (3, 8, 8), together=True)
+
+
 def test_kinks_do_not_count_against_a_gradient(rng):
     x = rng.standard_normal((5, 8)) * 3e-5
     assert (abs(x) < 1e-6).any()  # within a step of relu's kink
@@ -91,6 +135,18 @@ def test_what_cannot_be_checked_is_said(rng):
         xc.gradcheck(lambda x: (x, None), rng.random(3))
     with pytest.raises(xc.XpcnnError, match=r"gradient of x has shape \(2,\) instead of \(3,\)"):
         xc.gradcheck(ops.relu, rng.random(3), backward=lambda dy, saved: dy[:2])
-    with pytest.raises(xc.XpcnnError, match="conv1"):
-        xc.gradcheck(NET, (2, 1, 0))
+    for wrong in (
+        lambda: xc.gradcheck(NET, (2, 1, 0)),
+        lambda: xc.gradcheck(NET, 2, 6, 6),
+        lambda: xc.gradcheck(NET, 6),
+    ):
+        with pytest.raises(xc.XpcnnError, match="shape"):
+            wrong()
+    for options in ({"batch": 0}, {"samples": -1}, {"seed": -1}):
+        with pytest.raises(xc.XpcnnError, match=next(iter(options))):
+            xc.gradcheck(NET, (2, 6, 6), **options)
+    with pytest.raises(xc.XpcnnError, match="options"):
+        xc.gradcheck(NET, (2, 6, 6), stride=2)
+    with pytest.raises(xc.XpcnnError, match="at least one NumPy array"):
+        xc.gradcheck(ops.relu, 3.0)
     assert replace(Square(), factor=2.0) != Square()

@@ -99,6 +99,10 @@ class Layer(ABC):
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Return dx (None without ``need_dx``) and the gradient of each parameter."""
 
+    def predict(self, params: Arrays, state: Arrays, x: Array) -> Array:
+        """Return y without keeping what backward would need; containers let go of it layer by layer."""
+        return self.forward(params, state, x)[0]
+
     def children(self, input_shape: Shape) -> list[Placed]:
         """Return a container's layers with their names as paths."""
         return []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Layer, Parameter, Placed, Shape
@@ -32,6 +33,15 @@ def place(name: str, layer: Layer, input_shape: Shape) -> Placed:
         return Placed(name, layer, input_shape, layer.output_shape(input_shape))
     except XpcnnError as error:
         raise XpcnnError(f"layer {name} does not fit its input {input_shape}: {error}") from None
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put a layer's name before what its ops complain of."""
+    try:
+        yield
+    except XpcnnError as error:
+        raise type(error)(f"layer {name}: {error}") from None
 
 
 def split(arrays: Arrays) -> dict[str, Arrays]:

@@ -23,6 +23,8 @@ KNOWN: dict[str, type[Any]] = {cls.__name__: cls for cls in (*LAYERS, *INITIALIZ
 
 def to_config(value: Any) -> Any:
     """Return a layer as nested dicts and lists of numbers, strings, booleans and None: JSON's types."""
+    if isinstance(value, Layer) and not is_dataclass(value):
+        raise XpcnnError(f"{type(value).__name__} cannot be saved: a layer must be a frozen dataclass.")
     if isinstance(value, Layer | Initializer):
         options = {field.name: to_config(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
         return {"type": type(value).__name__} | options

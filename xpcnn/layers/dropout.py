@@ -23,7 +23,7 @@ class Dropout(Layer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the same shape."""
-        number("rate", self.rate, 0.0, 1.0)
+        number("Dropout's rate", self.rate, 0.0, 1.0)
         return input_shape
 
     def forward(

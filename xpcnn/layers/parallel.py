@@ -15,7 +15,7 @@ from array_api_compat import array_namespace
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape
-from xpcnn.layers.container import Child, Container, Named, named, place, split, under
+from xpcnn.layers.container import Child, Container, Named, named, naming, place, split, under
 from xpcnn.random import Key
 
 
@@ -80,14 +80,28 @@ class _Branches(Container):
         new_state: Arrays = {}
         for name, layer in self.named_branches():
             own = None if key is None else key.child(name)
-            y, kept, changed = layer.forward(params_of.get(name, {}), state_of.get(name, {}), x, train=train, key=own)
+            with naming(name):
+                y, kept, changed = layer.forward(
+                    params_of.get(name, {}), state_of.get(name, {}), x, train=train, key=own
+                )
             outputs.append(y)
             saved.append(kept)
             new_state |= under(name, changed)
-        if not self.joins():
-            return reduce(add, outputs), (None, saved), new_state
-        edges = list(accumulate((y.shape[1] for y in outputs), initial=0))
-        return array_namespace(x).concat(outputs, axis=1), (edges, saved), new_state
+        edges = list(accumulate((y.shape[1] for y in outputs), initial=0)) if self.joins() else None
+        return self._merged(outputs), (edges, saved), new_state
+
+    def predict(self, params: Arrays, state: Arrays, x: Array) -> Array:
+        """Run every branch, keeping nothing, then merge."""
+        params_of, state_of = split(params), split(state)
+        outputs = []
+        for name, layer in self.named_branches():
+            with naming(name):
+                outputs.append(layer.predict(params_of.get(name, {}), state_of.get(name, {}), x))
+        return self._merged(outputs)
+
+    def _merged(self, outputs: list[Array]) -> Array:
+        """Join or add the branches' outputs."""
+        return array_namespace(outputs[0]).concat(outputs, axis=1) if self.joins() else reduce(add, outputs)
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Give every branch its part of dy; add up what comes out, in order."""

@@ -8,8 +8,9 @@ from functools import cached_property, reduce
 from typing import Any
 
 from xpcnn.backend import Array
+from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape, checked_shape
-from xpcnn.layers.container import Child, Container, Named, named, place, split, under
+from xpcnn.layers.container import Child, Container, Named, named, naming, place, split, under
 from xpcnn.layers.fused import fuse
 from xpcnn.random import Key
 
@@ -61,10 +62,21 @@ class Sequential(Container):
         new_state: Arrays = {}
         for name, layer in self._steps:
             own = None if key is None else key.child(name)
-            x, kept, changed = layer.forward(params_of.get(name, {}), state_of.get(name, {}), x, train=train, key=own)
+            with naming(name):
+                x, kept, changed = layer.forward(
+                    params_of.get(name, {}), state_of.get(name, {}), x, train=train, key=own
+                )
             saved.append(kept)
             new_state |= under(name, changed)
         return x, saved, new_state
+
+    def predict(self, params: Arrays, state: Arrays, x: Array) -> Array:
+        """Run the layers in order, keeping nothing."""
+        params_of, state_of = split(params), split(state)
+        for name, layer in self._steps:
+            with naming(name):
+                x = layer.predict(params_of.get(name, {}), state_of.get(name, {}), x)
+        return x
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Run the layers' backward in reverse; without ``need_dx``, stop at the first layer that has parameters."""
@@ -77,6 +89,8 @@ class Sequential(Container):
             name, layer = self._steps[number]
             dx, found = layer.backward(params_of.get(name, {}), dx, saved[number], need_dx=need_dx or number > stop)
             grads |= under(name, found)
+        if missing := [path for path in params if path not in grads]:
+            raise XpcnnError(f"backward gave no gradient of {', '.join(missing)}.")
         return dx if need_dx else None, {path: grads[path] for path in params}
 
     @cached_property

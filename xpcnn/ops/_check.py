@@ -13,6 +13,7 @@ from xpcnn.backend import Array, Namespace
 from xpcnn.errors import ArrayTypeError, XpcnnError
 
 FLOATS = ("float32", "float64")
+NUMBERS = ("t", "targets", "dy")  # which are no images
 HALVES = ("float16", "bfloat16")  # computed in float32, see xpcnn.ops.half
 
 
@@ -49,8 +50,9 @@ def one_dtype(arrays: dict[str, Array]) -> None:
     dtypes = {name: dtype_name(array) for name, array in arrays.items()}
     for name, dtype in dtypes.items():
         if dtype.startswith(("int", "uint", "bool")):
+            advice = "normalise integer images to float32 or float64 first (such as x / 255)"
             raise ArrayTypeError(
-                f"{name} has dtype {dtype}; normalise integer images to float32 or float64 first (such as x / 255)."
+                f"{name} has dtype {dtype}; {advice if name not in NUMBERS else 'it must be a floating one'}."
             )
         if not getattr(arrays[name].dtype, "isnative", True):
             raise ArrayTypeError(f"{name} has the other byte order; convert it with astype(dtype.newbyteorder('=')).")

@@ -10,7 +10,7 @@ from array_api_compat import device
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
-from xpcnn.ops.window import AXES
+from xpcnn.ops.window import AXES, index_dtype
 
 Bins = list[slice]
 
@@ -106,7 +106,7 @@ def global_max_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, 
     flat = xp.reshape(x, (*x.shape[:2], pixels))
     y = xp.max(flat, axis=2)
     there = (flat == y[..., None]) | xp.isnan(flat)
-    beyond = xp.full((), pixels - 1, dtype=xp.int64, device=device(x))
+    beyond = xp.full((), pixels - 1, dtype=index_dtype(xp), device=device(x))
     indices = xp.min(xp.where(there, _numbers(pixels, x, xp), beyond), axis=2)
     return y, GlobalPoolSaved(_check.kin(x, xp), tuple(x.shape), indices)
 
@@ -121,8 +121,8 @@ def global_max_pool2d_backward(dy: Array, saved: GlobalPoolSaved, *, xp: Namespa
 
 
 def _numbers(count: int, like: Array, xp: Namespace) -> Array:
-    """Return 0, 1, 2, ... as int64."""
-    return xp.arange(count, dtype=xp.int64, device=device(like))
+    """Return 0, 1, 2, ..."""
+    return xp.arange(count, dtype=index_dtype(xp), device=device(like))
 
 
 def _check_image(x: Array) -> None:

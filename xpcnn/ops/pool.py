@@ -11,27 +11,27 @@ from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import Window
 from xpcnn.ops import _check, half
-from xpcnn.ops.window import AXES, conv_window, ints, padding_pairs
+from xpcnn.ops.window import AXES, conv_window, index_dtype, ints, padding_pairs
 
 
 class MaxPoolSaved(NamedTuple):
     """What max pooling's backward needs."""
 
-    x: Array
+    kin: Array
     offset: Array  # (N, C, *out): which kernel element held the maximum
     win: Window
 
     @property
     def indices(self) -> Array:
         """Each maximum's flat position in its unpadded plane (N, C, *out), int64; -1 if its window meets no pixel."""
-        xp = _check.namespace(None, x=self.x)
-        rest = xp.astype(self.offset, xp.int64)
+        xp = _check.namespace(None, x=self.kin)
+        rest = xp.astype(self.offset, index_dtype(xp))
         flat = xp.zeros_like(rest)
         inside = rest >= 0
         step = 1
         for axis in reversed(range(len(self.win.size))):
             element, rest = rest % self.win.kernel[axis], rest // self.win.kernel[axis]
-            place = window_starts(self.win, axis, self.offset, xp.int64, xp) + element * self.win.dilation[axis]
+            place = window_starts(self.win, axis, self.offset, rest.dtype, xp) + element * self.win.dilation[axis]
             inside = inside & (place >= 0) & (place < self.win.size[axis])
             flat = flat + step * place
             step *= self.win.size[axis]
@@ -87,11 +87,11 @@ def max_pool2d(
 @half.backward
 def max_pool2d_backward(dy: Array, saved: MaxPoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: each dy goes to the input that was its window's maximum, and to no other."""
-    xp = _check.namespace(xp, dy=dy, x=saved.x)
+    xp = _check.namespace(xp, dy=dy, x=saved.kin)
     _check.same_shape("dy", dy, saved.offset.shape, "the shape of y")
     k = kernels.of(xp)
     parts = (k.keep(dy, saved.offset == tap, xp) for tap in range(saved.win.taps))
-    return k.add_slices(parts, saved.x, saved.win, xp)
+    return k.add_slices(parts, dy, saved.win, xp)
 
 
 @half.forward
@@ -152,7 +152,7 @@ def _max_pool(
     backwards = mode == "convolution"
     first = _first_inside(win, backwards, x, xp) if win.is_padded else None
     y, rank = k.first_max(slices[::-1] if backwards else slices, first, xp)
-    return y, MaxPoolSaved(x, win.taps - 1 - rank if backwards else rank, win)
+    return y, MaxPoolSaved(_check.kin(x, xp), win.taps - 1 - rank if backwards else rank, win)
 
 
 def _first_inside(win: Window, backwards: bool, like: Array, xp: Namespace) -> Array:

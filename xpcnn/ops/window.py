@@ -176,6 +176,11 @@ def ints(name: str, value: Any, n: int, least: int) -> Ints:
     return tuple(map(operator.index, values))
 
 
+def index_dtype(xp: Any) -> Any:
+    """Return the namespace's own integers: int64, but int32 in JAX where its 64-bit types are off."""
+    return xp.arange(1).dtype
+
+
 def _check_sizes(size: Ints, kernel: Ints) -> None:
     """Raise unless there are pixels and kernel elements on every axis."""
     if min(size) < 1:

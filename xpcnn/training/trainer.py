@@ -29,7 +29,6 @@ LOSSES: dict[str, Loss] = {
     "mean_squared_error": (ops.mean_squared_error, ops.mean_squared_error_backward),
     "half_squared_error": (ops.half_squared_error, ops.half_squared_error_backward),
 }
-EVALUATION_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class Trainer:
         self.model = model
         self.optimizer = optimizer
         self.loss = LOSSES[loss] if isinstance(loss, str) else loss
+        if not isinstance(self.loss, tuple | list) or len(self.loss) != 2 or not all(map(callable, self.loss)):
+            raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
         self.steps = 0  # updates made so far
         with model.backend.context():
             self.opt_state = optimizer.init(model.parameters())
@@ -96,12 +97,19 @@ class Trainer:
             params = model.parameters()
             key = Key(model.seed).child("step", self.steps)
             y, saved, state = model.net.forward(params, model.state(), model.as_input(x), train=True, key=key)
-            loss, loss_saved = forward(y, model.backend.asarray(t))
+            loss, loss_saved = forward(y, self._targets(t))
             _, grads = model.net.backward(params, backward(loss_saved), saved, need_dx=False)
             params, self.opt_state = self.optimizer.update(grads, self.opt_state, params, self.steps)
             model.replace_arrays(params, state)
         self.steps += 1
         return loss
+
+    def _targets(self, t: Any) -> Array:
+        """Return targets on the device: labels as they are, numbers in the model's dtype."""
+        backend = self.model.backend
+        t = backend.asarray(t)
+        floats = backend.xp.isdtype(t.dtype, "real floating")
+        return backend.xp.astype(t, getattr(backend.xp, self.model.dtype), copy=False) if floats else t
 
     def fit(
         self,
@@ -202,8 +210,8 @@ def evaluate(model: Model, data: Dataset, images: Array | None = None) -> tuple[
     right, loss = [], []
     with backend.context():
         labels = backend.asarray(data.labels)
-        for rows in batches(len(data), EVALUATION_BATCH):
-            logits = model.predict(images[rows, ...], EVALUATION_BATCH)
+        for rows in batches(len(data), model.images_at_once):
+            logits = model.predict(images[rows, ...])
             right.append(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels[rows], xp.int64)))
             loss.append(ops.softmax_cross_entropy(logits, labels[rows], reduction="sum")[0])
         correct = int(backend.to_numpy(xp.stack(right)).sum())

@@ -10,28 +10,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xpcnn.backend import Backend, resolve_backend
-from xpcnn.errors import XpcnnError
+from xpcnn.errors import XpcnnError, whole
 from xpcnn.layers import Layer, leaves
-from xpcnn.layers.base import Shape
+from xpcnn.layers.base import Shape, checked_shape
 from xpcnn.random import Key
 
 Host = np.ndarray[Any, Any]
 Hosts = dict[str, Host]
 Forward = Callable[[Hosts], Host]  # inputs and parameters by name -> y
 
-STEP = 1e-6
-TOLERANCE = 1e-6  # of the largest gradient; rounding leaves about 1e-9
+STEPS = (1e-5, 1e-6, 1e-4, 1e-7)  # times the values' size: one of them suits the function's curvature and rounding
+TOLERANCE = 1e-6  # of the largest gradient; the best step leaves about 1e-9
 SMALLEST = 1e-3  # gradients below this are compared absolutely
 TRIES = 5  # other places to look at where a kink is too near
 FEW = 32  # pixels: larger images are checked at this size
 
 
 class GradientCheck(NamedTuple):
-    """One gradient's comparison."""
+    """One gradient's comparison; the error is infinite if a gradient is missing, None if an op need not give it."""
 
     name: str
-    error: float  # largest difference, relative to the largest gradient
+    error: float | None  # largest difference, relative to the largest gradient
     ok: bool
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"{self.name:<14}{'-':>8}  not given"
+        missing = "MISSING" if self.error == float("inf") else "WRONG"
+        return f"{self.name:<14}{self.error:>8.1e}  {'ok' if self.ok else missing}"
 
 
 class GradientReport(NamedTuple):
@@ -43,7 +49,7 @@ class GradientReport(NamedTuple):
         return all(check.ok for check in self.checks)
 
     def __str__(self) -> str:
-        return "\n".join(f"{c.name:<12} {c.error:.1e}  {'ok' if c.ok else 'WRONG'}" for c in self.checks)
+        return "\n".join(map(str, self.checks))
 
 
 def gradcheck(
@@ -54,6 +60,7 @@ def gradcheck(
     seed: int = 0,
     samples: int = 4,
     batch: int = 4,
+    together: bool = False,
     **options: Any,
 ) -> GradientReport:
     """Compare the gradients that a layer or an op computes with central differences, in float64.
@@ -67,8 +74,9 @@ def gradcheck(
         For a layer its input shape, such as ``(3, 8, 8)``; for an op what it takes, with NumPy's arrays. Those of
         integers and bools have no gradient.
     backward : callable, optional
-        For an op: ``(dy, saved) -> gradients`` of the first arrays, or of the only one; found by the name
-        ``NAME_backward`` beside the op if not given.
+        For an op: ``(dy, saved) -> gradients`` of its first arguments, or of the only one; found by the name
+        ``NAME_backward`` beside the op if not given. Arrays that it gives no gradient of are listed as such; a layer
+        must give every parameter's.
     device : str or Backend
         Where to compute.
     seed : int
@@ -77,6 +85,8 @@ def gradcheck(
         Elements of each array that are checked one by one; besides, one random direction checks all of them.
     batch : int
         Examples in a layer's batch.
+    together : bool
+        Check one direction through all arrays at once instead, which is quick for a whole network.
     **options
         Of the op.
 
@@ -91,14 +101,30 @@ def gradcheck(
         When the backward cannot be found, or gives no gradient that fits.
     """
     backend = resolve_backend(device)
-    rng = Key(seed).child("gradcheck").generator()
+    rng = Key(whole("seed", seed, 0)).child("gradcheck").generator()
+    whole("samples", samples, 0)
     with backend.context():
         if isinstance(what, Layer):
-            arrays, forward, gradients = _layer_calls(what, tuple(*inputs), backend, rng, seed, batch)
+            if len(inputs) != 1 or options or backward:
+                raise XpcnnError(
+                    "gradcheck of a layer takes its input shape, such as (3, 8, 8), and no options of an op."
+                )
+            shape = checked_shape(inputs[0])
+            arrays, forward, gradients = _layer_calls(what, shape, backend, rng, seed, whole("batch", batch, 1))
         else:
             arrays, forward, gradients = _op_calls(what, inputs, backward or _beside(what), backend, options)
         dy = rng.standard_normal(np.shape(forward(arrays)))
-        return GradientReport(tuple(_compare(arrays, forward, gradients(dy), dy, rng, samples)))
+        found = gradients(dy)
+        _check_fit(arrays, found)
+        missing = [name for name in arrays if name not in found]
+        if together:
+            error = _error(list(found), arrays, forward, found, dy, rng, False)
+            checks = [GradientCheck("everything", error, error <= TOLERANCE)]
+        else:
+            checks = [_compare(name, arrays, forward, found, dy, rng, samples) for name in found]
+    is_layer = isinstance(what, Layer)
+    absent = [GradientCheck(name, float("inf") if is_layer else None, not is_layer) for name in missing]
+    return GradientReport((*checks, *absent))
 
 
 def check_layers(
@@ -119,7 +145,7 @@ def _layer_calls(
     key = Key(seed)
     state = {path: backend.asarray(value) for path, value in layer.initial_state(key, shape).items()}
     drawn = layer.initial_parameters(key, shape)
-    arrays = {path: value + 0.1 * rng.standard_normal(value.shape) for path, value in drawn.items()}
+    arrays = {path: value + _noise(value, rng) for path, value in drawn.items()}
     arrays["input"] = rng.standard_normal((batch, *shape))
 
     def run(hosts: Hosts) -> tuple[Any, Any, Any]:
@@ -131,9 +157,15 @@ def _layer_calls(
     def gradients(dy: Host) -> Hosts:
         _, saved, params = run(arrays)
         dx, found = layer.backward(params, backend.asarray(dy), saved)
-        return {path: backend.to_numpy(value) for path, value in (found | {"input": dx}).items()}
+        every = dict(found) | {"input": dx}
+        return {path: backend.to_numpy(value) for path, value in every.items() if value is not None}
 
     return arrays, lambda hosts: backend.to_numpy(run(hosts)[0]), gradients
+
+
+def _noise(value: Host, rng: np.random.Generator) -> Host:
+    """Return a tenth of a parameter's own spread, or 0.1 where it starts as a constant, as biases do."""
+    return np.asarray(0.1 * (float(value.std()) or 1.0) * rng.standard_normal(value.shape))
 
 
 def _op_calls(
@@ -142,68 +174,100 @@ def _op_calls(
     """Return an op's floating arrays, its forward and its gradients."""
     hosts = dict(zip(_names(op, len(given)), given, strict=True))  # arrays, numbers and None
     arrays = {name: np.array(value, np.float64) for name, value in hosts.items() if _is_float_array(value)}
-
     if not arrays:
         raise XpcnnError("gradcheck needs at least one NumPy array of floats, whose gradient it can check.")
+    settings = {name: _uploaded(value, backend) for name, value in options.items()}
 
     def run(changed: Hosts) -> tuple[Any, ...]:
-        values = (hosts | changed).values()
-        result: tuple[Any, ...] = op(*(backend.asarray(v) if hasattr(v, "dtype") else v for v in values), **options)
+        result: tuple[Any, ...] = op(*(_uploaded(v, backend) for v in (hosts | changed).values()), **settings)
         return result
 
     def gradients(dy: Host) -> Hosts:
         saved = run(arrays)[1]
         is_loss = next(iter(inspect.signature(backward).parameters)) == "saved"
         found = backward(saved, backend.asarray(dy)) if is_loss else backward(backend.asarray(dy), saved)
-        several = found if isinstance(found, tuple) else (found,)
-        pairs = zip(arrays, several, strict=False)
+        several = found if isinstance(found, tuple | list) else (found,)
+        pairs = zip(hosts, several, strict=False)
         return {name: backend.to_numpy(value) for name, value in pairs if value is not None}
 
     return arrays, lambda changed: backend.to_numpy(run(changed)[0]), gradients
 
 
-def _compare(
-    arrays: Hosts, forward: Forward, gradients: Hosts, dy: Host, rng: np.random.Generator, samples: int
-) -> Iterator[GradientCheck]:
-    """Compare each gradient along single elements and one direction through all of them."""
+def _uploaded(value: Any, backend: Backend) -> Any:
+    """Return a host array on the device, in float64 if it holds floats; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return backend.asarray(value, "float64" if value.dtype.kind == "f" else None)
+
+
+def _check_fit(arrays: Hosts, gradients: Hosts) -> None:
+    """Raise unless every gradient is one of the arrays' and has its shape."""
     for name, gradient in gradients.items():
-        value = arrays[name]
-        if gradient.shape != value.shape:
-            raise XpcnnError(f"the gradient of {name} has shape {gradient.shape} instead of {value.shape}.")
-        scale = max(SMALLEST, float(np.abs(gradient).max(initial=0.0)))
-        errors = [0.0]
-        for number in range(samples + 1 if value.size else 0):
-            errors.append(_error(arrays, name, forward, gradient, dy, rng, number == samples) / scale)
-        worst = max(errors) if np.isfinite(errors).all() else float("inf")
-        yield GradientCheck(name, worst, worst <= TOLERANCE)
+        if name not in arrays:
+            raise XpcnnError(f"there is a gradient of {name!r}, which is none of {', '.join(arrays)}.")
+        if np.shape(gradient) != arrays[name].shape:
+            raise XpcnnError(f"the gradient of {name} has shape {np.shape(gradient)} instead of {arrays[name].shape}.")
+    if not gradients:
+        raise XpcnnError("backward gave no gradient at all.")
+
+
+def _compare(
+    name: str, arrays: Hosts, forward: Forward, gradients: Hosts, dy: Host, rng: np.random.Generator, samples: int
+) -> GradientCheck:
+    """Compare a gradient along single elements and along one direction through all of them."""
+    kinds = [*[True] * samples, False] if arrays[name].size else []
+    errors = [_error([name], arrays, forward, gradients, dy, rng, single) for single in kinds]
+    worst = max(errors, default=0.0) if np.isfinite(errors).all() else float("nan")
+    return GradientCheck(name, worst, worst <= TOLERANCE)
 
 
 def _error(
-    arrays: Hosts, name: str, forward: Forward, gradient: Host, dy: Host, rng: np.random.Generator, everywhere: bool
+    names: list[str],
+    arrays: Hosts,
+    forward: Forward,
+    gradients: Hosts,
+    dy: Host,
+    rng: np.random.Generator,
+    single: bool,
 ) -> float:
-    """Return the difference along one random direction, or element, where the forward has no kink."""
+    """Return the difference along a random direction, or one element, relative to the largest gradient.
+
+    A kink within a step makes the slopes to its two sides differ by twice the error that it causes, or more. So where
+    they differ by less than the error, the gradient is wrong; else another place is tried.
+    """
+    error = float("nan")
+    scale = max(SMALLEST, *(_size(arrays[name]) * float(np.abs(gradients[name]).max(initial=0.0)) for name in names))
     for _ in range(TRIES):
-        direction = np.zeros(gradient.shape)
-        if everywhere:
-            direction = rng.standard_normal(gradient.shape) / gradient.size**0.5
-        else:
-            direction[np.unravel_index(rng.integers(gradient.size), gradient.shape)] = 1.0
-        expected = float((gradient * direction).sum())
-        wide = _slope(arrays, name, forward, dy, direction, STEP)
-        error = abs(wide - expected)
-        scale = max(SMALLEST, float(np.abs(gradient).max(initial=0.0)))
-        if error <= TOLERANCE * scale:
-            return error
-        narrow = _slope(arrays, name, forward, dy, direction, STEP / 2)
-        if abs(narrow - wide) <= TOLERANCE * scale / 2:  # no kink between: the numbers agree with themselves
+        ways = {name: _direction(arrays[name], rng, single) for name in names}
+        expected = sum(float((gradients[name] * way).sum()) for name, way in ways.items())
+        at, found = forward(arrays), []
+        for step in STEPS:
+            below, above = (
+                forward(arrays | {name: arrays[name] + sign * step * way for name, way in ways.items()})
+                for sign in (-1.0, 1.0)
+            )
+            before, after = (float((dy * rise).sum()) / step for rise in (at - below, above - at))
+            found.append((abs((before + after) / 2.0 - expected) / scale, abs(after - before) / scale))
+            if found[-1][0] <= TOLERANCE:
+                return found[-1][0]
+        error, bend = min(found)
+        if not bend >= error:
             return error
     return error
 
 
-def _slope(arrays: Hosts, name: str, forward: Forward, dy: Host, direction: Host, step: float) -> float:
-    """Return the central difference of Σ dy·y along a direction."""
-    above, below = (forward(arrays | {name: arrays[name] + sign * step * direction}) for sign in (1.0, -1.0))
-    return float((dy * (above - below)).sum()) / (2.0 * step)
+def _direction(value: Host, rng: np.random.Generator, single: bool) -> Host:
+    """Return a random direction of the values' size, along one element or all."""
+    if not single:
+        return _size(value) * rng.standard_normal(value.shape) / max(1, value.size) ** 0.5
+    way = np.zeros(value.shape)
+    way[np.unravel_index(rng.integers(value.size), value.shape)] = _size(value)
+    return way
+
+
+def _size(value: Host) -> float:
+    """Return the values' typical size, at least 1."""
+    return max(1.0, float(np.sqrt(np.mean(value * value)))) if value.size else 1.0
 
 
 def _beside(op: Callable[..., Any]) -> Callable[..., Any]:
