@@ -156,7 +156,10 @@ def _layer_calls(
 
     def gradients(dy: Host) -> Hosts:
         _, saved, params = run(arrays)
-        dx, found = layer.backward(params, backend.asarray(dy), saved)
+        result = layer.backward(params, backend.asarray(dy), saved)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise XpcnnError(f"{type(layer).__name__}.backward must return (dx, {{path: gradient}}).")
+        dx, found = result
         every = dict(found) | {"input": dx}
         return {path: backend.to_numpy(value) for path, value in every.items() if value is not None}
 
