@@ -39,12 +39,12 @@ def test_a_fault_midway_leaves_the_old_file(tmp_path, monkeypatch, broken, error
 
 def test_a_write_that_stops_halfway(tmp_path, monkeypatch):
     """The disk is full after some of the bytes."""
-    path, whole = tmp_path / "file", os.fdopen
+    path = tmp_path / "file"
     path.write_bytes(b"old")
 
     class Full:
-        def __init__(self, handle, mode):
-            self.file = whole(handle, mode)
+        def __init__(self, name, mode):
+            self.file = open(name, mode)
 
         def __enter__(self):
             return self
@@ -56,7 +56,7 @@ def test_a_write_that_stops_halfway(tmp_path, monkeypatch):
             self.file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fdopen", Full)
+    monkeypatch.setattr(files, "open", Full, raising=False)
     with pytest.raises(OSError, match="No space"):
         write_whole(path, b"new" * 100)
     assert os.listdir(tmp_path) == ["file"]
