@@ -44,7 +44,7 @@ def test_a_write_that_stops_halfway(tmp_path, monkeypatch):
 
     class Full:
         def __init__(self, name, mode):
-            self.file = open(name, mode)
+            self.file = open(name, mode)  # noqa: SIM115
 
         def __enter__(self):
             return self
