@@ -308,3 +308,27 @@ def test_numpy_statistics_normalise(rng):
     pixels = rng.integers(0, 256, (5, 1, 12, 12)).astype(np.uint8)
     model = xc.Model(NET, "cpu", normalise=xc.Normalise(pixels.mean() / 255, pixels.std() / 255))
     assert model.predict(pixels).dtype == np.float32
+
+
+@pytest.mark.parametrize("net", [layers.Flatten(), layers.Dropout(), layers.Sequential(), layers.ReLU()])
+def test_what_is_predicted_is_not_the_images_memory(net):
+    x = np.ones((2, 3, 4), np.float32)
+    assert not np.may_share_memory(xc.Model(net, "cpu", input_shape=(3, 4)).predict(x), x)
+
+
+@pytest.mark.parametrize("shape", [28, (), "abc", (1, 28.0, 28), (0, 3), (-1, 2), (True, 3)])
+def test_an_input_shape_is_whole_numbers_above_0(shape):
+    with pytest.raises(xc.XpcnnError, match="input_shape"):
+        xc.Model(layers.Affine(3), "cpu", input_shape=shape)
+    with pytest.raises(xc.XpcnnError, match="input_shape"):
+        layers.Sequential(layers.Affine(3), input_shape=shape)
+
+
+def test_options_that_are_numpys_numbers_are_saved(tmp_path):
+    net = layers.Sequential(
+        layers.Conv2D(np.int64(2), 3, bias=np.True_), layers.BatchNorm(np.float32(0.5)), layers.LayerNorm(range(1, 4)),
+        input_shape=(1, 5, 5),
+    )  # fmt: skip
+    xc.Model(net, "cpu").save(tmp_path / "m.safetensors")
+    again = xc.Model.load(tmp_path / "m.safetensors", "cpu")
+    assert again.net.layers[1][1] == layers.BatchNorm(0.5)

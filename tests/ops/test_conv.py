@@ -264,3 +264,42 @@ def _operands(rng, dtype, n, size, channels, filters, kernel, groups):
     """Return x, weight and bias."""
     shapes = ((n, channels, *size), (filters, channels // groups, *kernel), (filters,))
     return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        ((5.5, 3), {}, "size"),
+        ((5, 0), {}, "kernel"),
+        ((5, 3), {"stride": 0}, "stride"),
+        ((5, 3), {"dilation": -1}, "dilation"),
+        ((5, 3), {"padding": (1,)}, "padding"),
+        ((5, 3), {"padding": -1}, "padding"),
+        ((5, 3), {"padding": "same"}, "padding"),
+    ],
+)
+def test_an_output_size_is_asked_for_with_whole_numbers(arguments, options, says):
+    with pytest.raises(XpcnnError, match=says):
+        ops.conv_output_size(*arguments, **options)
+
+
+def test_a_center_goes_with_any_padding_of_nothing():
+    x, w = np.ones((1, 1, 5, 5)), np.ones((1, 1, 3, 3))
+    expected = ops.conv2d(x, w, center=(1, 1))[0]
+    for padding in ([0, 0], ((0, 0), (0, 0)), "valid", np.int64(0)):
+        np.testing.assert_array_equal(ops.conv2d(x, w, center=(1, 1), padding=padding)[0], expected)
+    for padding in (1, "same", ((0, 1), (0, 0))):
+        with pytest.raises(XpcnnError, match="center fixes the padding"):
+            ops.conv2d(x, w, center=(1, 1), padding=padding)
+
+
+def test_a_large_dilation_may_let_the_image_fall_between_two_elements():
+    """The contract: an output exists while any of its inputs lies in the image."""
+    for n, kernel, dilation, stride, center in product((1, 2, 3), (1, 2, 3), (1, 2, 3, 4), (1, 2), (0, 1, 2)):
+        if center < kernel:
+            expected = 0
+            while expected < n and any(0 <= expected * stride + (k - center) * dilation < n for k in range(kernel)):
+                expected += 1
+            x, w = np.ones((1, 1, n)), np.ones((1, 1, kernel))
+            y = ops.conv1d(x, w, stride=stride, dilation=dilation, center=center)[0]
+            assert y.shape[2] == expected

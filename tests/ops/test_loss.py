@@ -147,3 +147,18 @@ def test_labels_too_large_for_32_bits_are_out_of_range():
     for label in (2**32, 2**62):
         with pytest.raises(XpcnnError, match=str(label)):
             ops.softmax_cross_entropy(np.zeros((1, 3)), np.array([label]))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_where_no_label_counts_the_mean_is_no_number_and_the_gradient_0(arrays, smoothing):
+    logits = arrays(np.array([[1.0, 2.0, 3.0], [0.0, 5.0, 1.0]]))
+    labels = arrays(np.array([0, 0]))
+    loss, saved = ops.softmax_cross_entropy(logits, labels, ignore_index=0, label_smoothing=smoothing)
+    assert np.isnan(arrays.backend.to_numpy(loss))
+    arrays.check(ops.softmax_cross_entropy_backward(saved), np.zeros((2, 3)), logits, 0.0)
+
+
+@pytest.mark.parametrize("index", ["a", 1.5, True])
+def test_an_index_to_ignore_is_a_whole_number(index):
+    with pytest.raises(XpcnnError, match="ignore_index"):
+        ops.softmax_cross_entropy(np.ones((1, 2)), np.array([0]), ignore_index=index)

@@ -131,3 +131,14 @@ def test_what_does_not_fit_is_named(op):
     _, saved = getattr(ops, op)(np.ones((2, 3)))
     with pytest.raises(XpcnnError, match=r"dy must have shape \(2, 3\).*\(2, 1\)"):
         getattr(ops, f"{op}_backward")(np.ones((2, 1)), saved)
+
+
+def test_the_whole_range_of_a_dtype_is_safe(dtype):
+    """The largest number less the lowest is out of range; NumPy's warnings are errors here."""
+    top = float(np.finfo(dtype).max)
+    x = np.array([[top, -top], [0.0, -np.inf], [-top, -top]], dtype)
+    np.testing.assert_array_equal(ops.softmax(x)[0], np.array([[1, 0], [1, 0], [0.5, 0.5]], dtype))
+    np.testing.assert_array_equal(ops.log_softmax(x)[0][:2], np.array([[0, -top], [0, -np.inf]], dtype))
+    loss, saved = ops.softmax_cross_entropy(x, np.array([0, 0, 1]), reduction="none")
+    np.testing.assert_allclose(loss, [0, 0, np.log(2)], rtol=1e-6)
+    assert np.isfinite(ops.softmax_cross_entropy_backward(saved)).all()
