@@ -23,7 +23,6 @@ STEPS = (1e-5, 1e-6, 1e-4, 1e-7)  # times the values' size: one of them suits th
 TOLERANCE = 1e-6  # of the largest gradient; the best step leaves about 1e-9
 SMALLEST = 1e-3  # gradients below this are compared absolutely
 TRIES = 5  # other places to look at where a kink is too near
-FEW = 32  # pixels: larger images are checked at this size
 
 
 class GradientCheck(NamedTuple):
