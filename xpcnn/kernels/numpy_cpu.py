@@ -5,26 +5,44 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from xpcnn.backend import Array, Namespace
-from xpcnn.kernels import memory, threads
+from xpcnn.kernels import memory, native, threads
 from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
 from xpcnn.kernels.window import Window
 
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
 PIECE = 1 << 14  # elements of each array at a time in elementwise work
+LARGE = 64  # pixels of an image
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
+WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of our own
 WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
+
+
+def filled(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
+    """Return an array of one value."""
+    array = memory.empty(shape, dtype)
+    array.fill(value)
+    return array
+
+
+def copied(x: Array, xp: Namespace) -> Array:
+    """Return x, a view, as memory in its own order."""
+    copy = memory.empty(x.shape, x.dtype)
+    copy[...] = x
+    return copy
 
 
 def pad(x: Array, win: Window, fill: float, xp: Namespace) -> Array:
     """Return the part of x that the windows cover, with ``fill`` outside the image: (N, C, *extent)."""
     if not win.is_padded:
         return x
-    padded: Array = np.full((*x.shape[:2], *win.extent), fill, dtype=x.dtype)
+    padded = filled((*x.shape[:2], *win.extent), fill, x.dtype)
     into, out_of = win.inside
     padded[(..., *into)] = x[(..., *out_of)]
     return padded
@@ -38,13 +56,13 @@ def window_slices(x: Array, win: Window, fill: float, xp: Namespace) -> list[Arr
 
 def add_slices(parts: Iterable[Array], like: Array, win: Window, xp: Namespace) -> Array:
     """Adjoint of `window_slices`: add each kernel element's part (N, C, *out) to the inputs it met."""
-    total: Array = np.zeros((*like.shape[:2], *win.extent), dtype=like.dtype)
+    total = filled((*like.shape[:2], *win.extent), 0, like.dtype)
     for part, piece in zip(parts, win.slices, strict=True):
         total[(..., *piece)] += part
     if win.extent == win.size and not any(win.before):
         return total
     into, out_of = win.inside
-    dx: Array = np.zeros((*like.shape[:2], *win.size), dtype=like.dtype)
+    dx = filled((*like.shape[:2], *win.size), 0, like.dtype)
     dx[(..., *out_of)] = total[(..., *into)]
     return dx
 
@@ -77,6 +95,18 @@ def col2im(cols: Array, batch: int, channels: int, win: Window, xp: Namespace) -
     return add_slices(parts, np.moveaxis(cols[:, 0], 0, 1), win, xp)
 
 
+def engine(work: str, x: Array, axes: int | None = None) -> Any:
+    """Return the module of `xpcnn.kernels.native` that does a work on float32 arrays, where there is a C compiler."""
+    if x.dtype != np.float32 or (axes is not None and axes > 2) or native.library() is None:
+        return None
+    return import_module(f"xpcnn.kernels.native.{work}")
+
+
+def rowwise_engine(win: Window) -> Any:
+    """Return the convolution by rows of the kernel, where images are large enough to outweigh shuffling weights."""
+    return import_module("xpcnn.kernels.rowwise") if prod(win.out) >= LARGE else None
+
+
 def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tuple[Array, Array]:
     """Return the elementwise maximum of K arrays and the number of the first array that attains it.
 
@@ -104,8 +134,10 @@ def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tup
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:
     """Multiply matrices, or stacks of them (G, M, K) and (G, K, N); a large pair is shared out between the threads."""
     rows, columns = a.shape[-2], b.shape[-1]
-    y = memory.empty((*a.shape[:-1], columns), dtype=a.dtype)
-    parts = threads.thread_count() if a.ndim == 2 and 2 * a.size * columns > WORTH_FLOPS else 1
+    if a.ndim == b.ndim == 2 and rows * columns * a.shape[1] > WORTH_PACKING and (products := engine("product", a)):
+        return products.matmul(a, b)
+    y = memory.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns), dtype=a.dtype)
+    parts = threads.thread_count() if a.ndim == b.ndim == 2 and 2 * a.size * columns > WORTH_FLOPS else 1
     longest = max(rows, columns)
     if parts == 1 or longest < 2 * parts:
         return np.matmul(a, b, out=y)
@@ -139,17 +171,31 @@ def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namesp
     return tuple(result.reshape(shape) for result in results)
 
 
-def relu(x: Array, xp: Namespace) -> Array:
-    """Return max(x, 0)."""
-    return np.maximum(x, x.dtype.type(0), out=memory.empty(x.shape, x.dtype))
+def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return max(x, 0), and where that is above 0."""
+    if x.size > PIECE and (passes := engine("elementwise", x)):
+        return passes.relu(x)
+    y = np.maximum(x, x.dtype.type(0), out=memory.empty(x.shape, x.dtype))
+    return y, np.greater(y, 0, out=memory.empty(x.shape, bool))
 
 
 def keep(x: Array, mask: Array, xp: Namespace) -> Array:
     """Return x where the mask is true, and 0 elsewhere: x's bits times 0 or 1, which takes no branches."""
+    if x.size > PIECE and (passes := engine("elementwise", x)):
+        return passes.keep(x, mask)
     kept = memory.empty(x.shape, x.dtype)
     bits = f"i{x.dtype.itemsize}"
     np.multiply(x.view(bits), mask, out=kept.view(bits))
     return kept
+
+
+def add(a: Array, b: Array, xp: Namespace) -> Array:
+    """Return a + b, of one shape."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return a + b
+    if a.size > PIECE and (passes := engine("elementwise", a)):
+        return passes.add(a, b)
+    return np.add(a, b, out=memory.empty(a.shape, a.dtype))
 
 
 def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Array:
@@ -161,10 +207,16 @@ def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Ar
     return parts
 
 
-def map_blocks(step: Step, rows: int, bytes_per_row: int, xp: Namespace) -> tuple[Arrays, Arrays]:
-    """Run ``step`` over blocks of rows on all cores; join its first results and add its second results in order."""
+def map_blocks(
+    step: Step, rows: int, bytes_per_row: int, xp: Namespace, most: int | None = None
+) -> tuple[Arrays, Arrays]:
+    """Run ``step`` over blocks of rows on all cores; join its first results and add its second results in order.
+
+    A block has at most ``most`` rows, if given.
+    """
     workers = max(1, min(threads.thread_count(), rows * bytes_per_row // WORTH_A_THREAD))
-    pieces = blocks(rows, bytes_per_row, BLOCK_BYTES, workers)
+    budget = BLOCK_BYTES if most is None else min(BLOCK_BYTES, most * bytes_per_row)
+    pieces = blocks(rows, bytes_per_row, budget, workers)
     terms: list[Arrays] = [()] * len(pieces)
     joined: list[Array] = []
     lock = threading.Lock()

@@ -32,6 +32,11 @@ def pad(x: Array, win: Window, fill: float, xp: Namespace) -> Array:
     return xpx.at(padded, (..., *into)).set(x[(..., *out_of)], copy=None, xp=xp)
 
 
+def copied(x: Array, xp: Namespace) -> Array:
+    """Return x, a view, as memory in its own order where that pays."""
+    return x
+
+
 def window_slices(x: Array, win: Window, fill: float, xp: Namespace) -> list[Array]:
     """Return, for every kernel element, the inputs it meets: K arrays (N, C, *out)."""
     padded = pad(x, win, fill, xp)
@@ -62,6 +67,20 @@ def col2im(cols: Array, batch: int, channels: int, win: Window, xp: Namespace) -
     cols = xp.reshape(cols, (channels, win.taps, batch, *win.out))
     parts = (xp.moveaxis(cols[:, k, ...], 0, 1) for k in range(win.taps))  # K × (B, C, *out)
     return add_slices(parts, xp.moveaxis(cols[:, 0, ...], 0, 1), win, xp)
+
+
+def engine(work: str, x: Array, axes: int | None = None) -> Any:
+    """Return a module of the backend's that does a whole op on such arrays, or None: then the op is put together.
+
+    The works are ``convolution``, ``pooled`` (convolution, ReLU and max pooling) and ``norm`` (batch normalisation);
+    ``axes`` counts spatial ones.
+    """
+    return None
+
+
+def rowwise_engine(win: Window) -> Any:
+    """Return what convolves by rows of the kernel, where that takes less than columns of all of it, or None."""
+    return None
 
 
 def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tuple[Array, Array]:
@@ -96,9 +115,15 @@ def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namesp
     return rule(*arrays)
 
 
-def relu(x: Array, xp: Namespace) -> Array:
-    """Return max(x, 0)."""
-    return xp.maximum(x, xp.zeros((), dtype=x.dtype, device=device(x)))
+def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return max(x, 0), and where that is above 0."""
+    y = xp.maximum(x, xp.zeros((), dtype=x.dtype, device=device(x)))
+    return y, y > 0
+
+
+def add(a: Array, b: Array, xp: Namespace) -> Array:
+    """Return a + b, of one shape."""
+    return a + b
 
 
 def keep(x: Array, mask: Array, xp: Namespace) -> Array:

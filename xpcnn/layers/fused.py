@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from xpcnn import ops
 from xpcnn.backend import Array
-from xpcnn.layers.activation import ReLU
+from xpcnn.layers.activation import ReLU, ReLU6
 from xpcnn.layers.base import Arrays, Layer, Shape
 from xpcnn.layers.conv import Conv2D
+from xpcnn.layers.norm import BatchNorm
 from xpcnn.layers.pool import MaxPool2D
+from xpcnn.ops.conv_pool import pays
 from xpcnn.random import Key
-
-FEW_COLUMNS = 256  # C·KH·KW; beyond it multiplications, to which fusing adds, come to outweigh moving columns
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class ConvReLUPool(Layer):
     ) -> tuple[Array, Any, Arrays]:
         """Run the three layers."""
         weight, bias = params["weight"], params.get("bias")
-        if prod(weight.shape[1:]) <= FEW_COLUMNS:
+        if pays(x, weight):
             options = {"stride": self.conv.stride, "padding": self.conv.padding, "pool_size": self.pool.kernel_size}
             y, saved = ops.conv2d_relu_max_pool2d(x, weight, bias, **options)
             return y, saved, state
@@ -54,19 +53,46 @@ class ConvReLUPool(Layer):
         return dx, {"weight": dweight} | ({"bias": dbias} if self.conv.bias else {})
 
 
+@dataclass(frozen=True)
+class NormReLU(Layer):
+    """`BatchNorm` and `ReLU` or `ReLU6` in one pass."""
+
+    norm: BatchNorm
+    relu: ReLU | ReLU6
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the same shape."""
+        return self.norm.output_shape(input_shape)
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Normalise, rectify."""
+        return self.norm.forward(params, state, x, train=train, activation=self.relu.op)
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx and the gradients of gamma and beta."""
+        return self.norm.backward(params, dy, saved, need_dx=need_dx)
+
+
 def fuse(layers: Sequence[tuple[str, Layer]]) -> list[tuple[str, Layer]]:
-    """Replace every plain convolution, ReLU and non-overlapping max pool in a row by one step."""
+    """Replace what one op does by one step: convolution, ReLU and max pool; batch normalisation and ReLU."""
     steps: list[tuple[str, Layer]] = []
-    number = 0
-    while number < len(layers):
-        three = [layer for _, layer in layers[number : number + 3]]
-        if [type(layer) for layer in three] == [Conv2D, ReLU, MaxPool2D] and _plain(three[0], three[2]):
-            steps.append((layers[number][0], ConvReLUPool(*three)))  # type: ignore[arg-type]
-            number += 3
-        else:
-            steps.append(layers[number])
-            number += 1
+    while len(steps) < len(layers) and (rest := layers[sum(_width(layer) for _, layer in steps) :]):
+        name, layer = rest[0]
+        three = [layer for _, layer in rest[:3]]
+        kinds = [type(layer) for layer in three]
+        if kinds == [Conv2D, ReLU, MaxPool2D] and _plain(three[0], three[2]):
+            layer = ConvReLUPool(*three)  # type: ignore[arg-type]
+        elif kinds[:2] in ([BatchNorm, ReLU], [BatchNorm, ReLU6]):
+            layer = NormReLU(*three[:2])  # type: ignore[arg-type]
+        steps.append((name, layer))
     return steps
+
+
+def _width(layer: Layer) -> int:
+    """Return how many layers a step stands for."""
+    return {ConvReLUPool: 3, NormReLU: 2}.get(type(layer), 1)
 
 
 def _plain(conv: Any, pool: Any) -> bool:

@@ -60,12 +60,19 @@ class BatchNorm(_Norm):
         return {"mean": Parameter(shape, 1, Zeros()), "var": Parameter(shape, 1, Ones())}
 
     def forward(
-        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+        self,
+        params: Arrays,
+        state: Arrays,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+        activation: str | None = None,
     ) -> tuple[Array, Any, Arrays]:
-        """Normalise a batch."""
+        """Normalise a batch, and hold y within the bounds of an activation that follows at once."""
         y, saved, (mean, var) = ops.batch_norm(
             x, params["gamma"], params["beta"], state["mean"], state["var"],
-            train=train, momentum=self.momentum, eps=self.eps,
+            train=train, momentum=self.momentum, eps=self.eps, activation=activation,
         )  # fmt: skip
         return y, saved, {"mean": mean, "var": var}
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate, pairwise
-from operator import add
 from typing import Any
 
 from array_api_compat import array_namespace
 
+from xpcnn import kernels
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape
@@ -101,7 +101,7 @@ class _Branches(Container):
 
     def _merged(self, outputs: list[Array]) -> Array:
         """Join or add the branches' outputs."""
-        return array_namespace(outputs[0]).concat(outputs, axis=1) if self.joins() else reduce(add, outputs)
+        return array_namespace(outputs[0]).concat(outputs, axis=1) if self.joins() else _sum(outputs)
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Give every branch its part of dy; add up what comes out, in order."""
@@ -114,7 +114,7 @@ class _Branches(Container):
             dx, found = layer.backward(params_of.get(name, {}), part, own, need_dx=need_dx)
             dxs.append(dx)
             grads |= under(name, found)
-        return reduce(add, dxs) if need_dx else None, grads
+        return _sum(dxs) if need_dx else None, grads
 
 
 @dataclass(frozen=True, init=False)
@@ -174,3 +174,9 @@ class Residual(_Branches):
     def joins(self) -> bool:
         """Return False: outputs are added."""
         return False
+
+
+def _sum(arrays: list[Array]) -> Array:
+    """Add arrays up, first to last."""
+    xp = array_namespace(arrays[0])
+    return reduce(lambda a, b: kernels.of(xp).add(a, b, xp), arrays)

@@ -24,8 +24,8 @@ class ReLUSaved(NamedTuple):
 def relu(x: Array, *, xp: Namespace | None = None) -> tuple[Array, ReLUSaved]:
     """Rectify: ``y = max(x, 0)``."""
     xp = _check.namespace(xp, x=x)
-    y = kernels.of(xp).relu(x, xp)
-    return y, ReLUSaved(y > 0, _check.kin(y, xp))
+    y, active = kernels.of(xp).relu(x, xp)
+    return y, ReLUSaved(active, _check.kin(y, xp))
 
 
 @half.backward

@@ -9,7 +9,7 @@ from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
-from xpcnn.ops import _check, half
+from xpcnn.ops import _check, depthwise, half, pointwise
 from xpcnn.ops.window import AXES, conv_window
 
 Arrays = tuple[Array, ...]
@@ -29,6 +29,10 @@ class ConvSaved(NamedTuple):
 def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, groups: int, xp: Namespace) -> Array:
     """Return Y = W·im2col(X) + b, a block of images at a time: (N, C, *size) -> (N, F, *out)."""
     k = kernels.of(xp)
+    if engine := k.engine("convolution", x, len(win.size)):
+        return engine.forward(x, weight, bias, win, groups)
+    if way := _shortcut(x, win, groups, xp):
+        return way.forward(x, weight, bias, win, groups, xp)
     channels, filters = x.shape[1], weight.shape[0]
     w = xp.reshape(weight, (groups, filters // groups, weight.shape[1] * win.taps))  # (G, F/G, C/G·K)
 
@@ -50,6 +54,10 @@ def conv_backward(
 ) -> tuple[Array | None, Array, Array]:
     """Return (dx, dweight, dbias): dW = dY·im2col(X)ᵀ, db = Σ dY, dX = col2im(Wᵀ·dY)."""
     k = kernels.of(xp)
+    if engine := k.engine("convolution", x, len(win.size)):
+        return engine.backward(dy, x, weight, win, groups, need_dx)
+    if way := _shortcut(x, win, groups, xp):
+        return way.backward(dy, x, weight, win, groups, need_dx, xp)
     channels, filters = x.shape[1], weight.shape[0]
     w_t = xp.reshape(weight, (groups, filters // groups, weight.shape[1] * win.taps)).mT  # (G, C/G·K, F/G)
 
@@ -66,6 +74,15 @@ def conv_backward(
 
     dx, (dweight, dbias) = k.map_blocks(block, x.shape[0], column_bytes(x, 2 * channels + filters // win.taps, win), xp)
     return dx[0] if need_dx else None, xp.reshape(dweight, weight.shape), xp.reshape(dbias, (filters,))
+
+
+def _shortcut(x: Array, win: Window, groups: int, xp: Namespace) -> Any:
+    """Return the module that convolves such images with fewer copies than columns take, or None."""
+    if pointwise.fits(win):
+        return pointwise
+    if depthwise.fits(x, win, groups):
+        return depthwise
+    return kernels.of(xp).rowwise_engine(win)
 
 
 @half.forward

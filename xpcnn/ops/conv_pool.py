@@ -21,6 +21,8 @@ from xpcnn.ops import _check, half
 from xpcnn.ops.conv import check_shapes
 from xpcnn.ops.window import conv_window, ints
 
+FEW_COLUMNS = 256  # C·KH·KW, beyond which the multiplications outweigh the moving
+
 Arrays = tuple[Array, ...]
 Places = list[tuple[slice, ...]]
 
@@ -35,6 +37,8 @@ class ConvPoolSaved(NamedTuple):
     has_bias: bool
     win: Window  # of a pooled pixel's patch
     places: Places  # of the filter within the patch
+    conv: Window  # of the convolution
+    pool: tuple[int, int]
 
 
 @half.forward
@@ -68,9 +72,14 @@ def conv2d_relu_max_pool2d(
     xp = _check.namespace(xp, {"bias": bias}, x=x, weight=weight)
     check_shapes(2, x, weight, bias, 1)
     conv = conv_window(x.shape[2:], weight.shape[2:], stride=stride, padding=padding)
-    win, places = _pooled(conv, conv_window(conv.out, ints("pool_size", pool_size, 2, 1), stride=pool_size))
+    pooling = conv_window(conv.out, ints("pool_size", pool_size, 2, 1), stride=pool_size)
+    win, places = _pooled(conv, pooling)
+    pool = pooling.kernel[0], pooling.kernel[1]
     k = kernels.of(xp)
     filters = weight.shape[0]
+    if engine := k.engine("pooled", x):
+        y, active, place = engine.forward(x, weight, bias, conv, win, pool)
+        return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places, conv, pool)
     w = _spread(weight, win, places, xp)  # (P·F, C·K')
 
     def block(rows: slice) -> tuple[Arrays, Arrays]:
@@ -80,11 +89,11 @@ def conv2d_relu_max_pool2d(
         y, place = k.first_max([z[p, ...] for p in range(len(places))], None, xp)  # (F, B·O)
         if bias is not None:
             y += bias[:, None]  # in place where the namespace can: y is this block's own
-        y = k.relu(y, xp)
-        return tuple(xp.moveaxis(xp.reshape(a, (filters, batch, *win.out)), 0, 1) for a in (y, y > 0, place)), ()
+        y, active = k.relu(y, xp)
+        return tuple(xp.moveaxis(xp.reshape(a, (filters, batch, *win.out)), 0, 1) for a in (y, active, place)), ()
 
     (y, active, place), _ = k.map_blocks(block, x.shape[0], _bytes(weight, win, places), xp)
-    return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places)
+    return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places, conv, pool)
 
 
 @half.backward
@@ -92,10 +101,13 @@ def conv2d_relu_max_pool2d_backward(
     dy: Array, saved: ConvPoolSaved, *, need_dx: bool = True, xp: Namespace | None = None
 ) -> tuple[Array | None, Array, Array | None]:
     """Return the gradients ``(dx, dweight, dbias)``; without ``need_dx`` dx is None and its work is spared."""
-    x, weight, active, place, has_bias, win, places = saved
+    x, weight, active, place, has_bias, win, places, conv, pool = saved
     xp = _check.namespace(xp, dy=dy, weight=weight)
     _check.same_shape("dy", dy, active.shape, "the shape of y")
     k = kernels.of(xp)
+    if engine := k.engine("pooled", x):
+        dx, dweight, dbias = engine.backward(dy, active, place, x, weight, conv, pool, need_dx)
+        return dx, dweight, dbias if has_bias else None
     filters, channels = weight.shape[:2]
     w_t = _spread(weight, win, places, xp).T  # (C·K', P·F)
 
@@ -116,6 +128,14 @@ def conv2d_relu_max_pool2d_backward(
     dw = xp.reshape(dw, (len(places), filters, channels, *win.kernel))
     dweight = sum(dw[(p, ..., *spot)] for p, spot in enumerate(places))
     return dx[0] if need_dx else None, dweight, dbias if has_bias else None
+
+
+def pays(x: Array, weight: Array) -> bool:
+    """Whether one step is faster than three; without an engine it adds multiplications to move fewer columns."""
+    return (
+        bool(kernels.of(_check.namespace(None, x=x, weight=weight)).engine("pooled", x))
+        or prod(weight.shape[1:]) <= FEW_COLUMNS
+    )
 
 
 def _pooled(conv: Window, pool: Window) -> tuple[Window, Places]:

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 from array_api_compat import device
 
+from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
 from xpcnn.ops.reduction import sum_over
 
 Shape = tuple[int, ...]
+
+BOUNDS = {None: None, "relu": float("inf"), "relu6": 6.0}  # by activation: what y is held below, and above 0
 
 
 class NormSaved(NamedTuple):
@@ -29,6 +32,18 @@ class NormSaved(NamedTuple):
     spread: Shape  # the same, as it broadcasts over x
     view: Shape  # x's shape with its groups apart
     axes: Shape  # of ``view``, which the statistics were taken over; none where they were given
+    active: Array | None = None  # with an activation, where it is not flat
+
+
+class WholeSaved(NamedTuple):
+    """What backward needs where a backend has an engine for all of batch normalisation."""
+
+    engine: Any
+    kept: Any
+    kin: Array
+    shape: Shape
+    has_gamma: bool
+    has_beta: bool
 
 
 @half.forward
@@ -42,8 +57,9 @@ def batch_norm(
     train: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str | None = None,
     xp: Namespace | None = None,
-) -> tuple[Array, NormSaved, tuple[Array | None, Array | None]]:
+) -> tuple[Array, NormSaved | WholeSaved, tuple[Array | None, Array | None]]:
     """Normalise each channel over the batch and its pixels [1]_.
 
     Parameters
@@ -61,11 +77,13 @@ def batch_norm(
         Share of the batch in the new statistics: ``new = (1 - momentum)·old + momentum·batch``.
     eps : float
         ε, added to the variance.
+    activation : {"relu", "relu6"}, optional
+        Hold y above 0, or between 0 and 6, in the same pass.
 
     Returns
     -------
     y : array (N, C, ...)
-    saved : NormSaved
+    saved : NormSaved or WholeSaved
     statistics : (new_mean, new_var)
         As given, if not in training or for an empty batch.
 
@@ -82,6 +100,8 @@ def batch_norm(
     xp = _check.namespace(xp, names, x=x)
     if x.ndim < 2:
         raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
+    if activation not in BOUNDS:
+        raise XpcnnError(f"activation must be relu, relu6 or None, not {activation!r}.")
     momentum, eps = _check.number("momentum", momentum, 0.0, 1.0, closed=True), _epsilon(eps)
     channels = (x.shape[1],)
     _check_parameters(channels, "one per channel", **names)
@@ -91,6 +111,17 @@ def batch_norm(
     if train and count == 1:
         raise XpcnnError(
             f"batch_norm cannot train on x of shape {tuple(x.shape)}: one value per channel has no variance."
+        )
+    k = kernels.of(xp)
+    engine = k.engine("norm", x) if train and count else None
+    if engine:
+        y, kept, mean, var = engine.forward(x, gamma, beta, eps, BOUNDS[activation])
+        unbiased = var * (count / (count - 1))
+        statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
+        return (
+            y,
+            WholeSaved(engine, kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None),
+            statistics,
         )
     if train and count:
         normal, scale, mean, var = _standardise(x, axes, eps, xp)
@@ -105,8 +136,13 @@ def batch_norm(
         normal, scale = x, xp.ones(spread, dtype=x.dtype, device=device(x))
     else:
         raise XpcnnError("batch_norm needs running_mean and running_var unless it trains.")
-    saved = NormSaved(normal, scale, gamma, beta is not None, channels, spread, tuple(x.shape), axes)
-    return _scaled(normal, gamma, beta, spread, xp), saved, statistics
+    y, active = _scaled(normal, gamma, beta, spread, xp), None
+    if activation == "relu":
+        y, active = k.relu(y, xp)
+    elif activation == "relu6":
+        y, active = xp.clip(y, 0.0, 6.0), (y > 0) & (y < 6)
+    saved = NormSaved(normal, scale, gamma, beta is not None, channels, spread, tuple(x.shape), axes, active)
+    return y, saved, statistics
 
 
 @half.forward
@@ -188,7 +224,7 @@ def group_norm(
 
 @half.backward
 def batch_norm_backward(
-    dy: Array, saved: NormSaved, *, xp: Namespace | None = None
+    dy: Array, saved: NormSaved | WholeSaved, *, xp: Namespace | None = None
 ) -> tuple[Array, Array | None, Array | None]:
     """Return ``(dx, dgamma, dbeta)``: ``dx̂ = γ·dy``, ``dx = (dx̂ - mean(dx̂) - x̂·mean(dx̂·x̂)) / √(var + ε)``.
 
@@ -198,12 +234,19 @@ def batch_norm_backward(
     Parameters
     ----------
     dy : array of y's shape
-    saved : NormSaved
+    saved : NormSaved or WholeSaved
         From the forward call.
     """
-    normal, scale, gamma, has_beta, shape, spread, view, axes = saved
+    if isinstance(saved, WholeSaved):
+        _check.namespace(xp, dy=dy, x=saved.kin)
+        _check.same_shape("dy", dy, saved.shape, "the shape of y")
+        dx, dgamma, dbeta = saved.engine.backward(dy, saved.kept)
+        return dx, dgamma if saved.has_gamma else None, dbeta if saved.has_beta else None
+    normal, scale, gamma, has_beta, shape, spread, view, axes, active = saved
     xp = _check.namespace(xp, dy=dy, normal=normal)
     _check.same_shape("dy", dy, normal.shape, "the shape of y")
+    if active is not None:
+        dy = kernels.of(xp).keep(dy, active, xp)
     dgamma = None if gamma is None else _summed(dy * normal, shape, spread, xp)
     dbeta = _summed(dy, shape, spread, xp) if has_beta else None
     g = xp.reshape(dy if gamma is None else dy * xp.reshape(gamma, spread), view)

@@ -70,7 +70,8 @@ def sgd(lr: float | Schedule = 0.01, momentum: float = 0.0, *, nesterov: bool = 
             v = momentum * v + g
             return p - lr_now * (g + momentum * v if nesterov else v), v
 
-        return _apply(heavy if momentum else plain, params, grads, state)
+        name = ("nesterov" if nesterov else "momentum") if momentum else "sgd"
+        return _apply(heavy if momentum else plain, params, grads, state, name, (lr_now, momentum))
 
     return Optimizer("sgd", init, update)
 
@@ -102,7 +103,7 @@ def adagrad(lr: float | Schedule = 0.01, *, eps: float = 1e-7) -> Optimizer:
             h = h + g * g
             return p - lr_now * g / (_sqrt(h) + eps), h
 
-        return _apply(rule, params, grads, state)
+        return _apply(rule, params, grads, state, "adagrad", (lr_now, eps))
 
     return Optimizer("adagrad", init, update)
 
@@ -140,23 +141,31 @@ def adam(lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.9
             v = beta2 * v + (1 - beta2) * (g * g)
             return p - size * m / (undo * _sqrt(v) + eps), m, v
 
-        return _apply(rule, params, grads, state)
+        return _apply(rule, params, grads, state, "adam", (size, beta1, beta2, undo, eps))
 
     return Optimizer("adam", init, update)
 
 
 def _apply(
-    rule: Callable[..., tuple[Array, ...]], params: Params, grads: Params, state: OptState
+    rule: Callable[..., tuple[Array, ...]],
+    params: Params,
+    grads: Params,
+    state: OptState,
+    name: str,
+    numbers: tuple[float, ...],
 ) -> tuple[Params, OptState]:
-    """Run ``rule(p, g, *moments) -> (p, *moments)`` on every parameter."""
+    """Run ``rule(p, g, *moments) -> (p, *moments)`` on every parameter, or the engine's version of that name."""
     new: Params = {}
     moments: OptState = {name: {} for name in state}
     for path, p in params.items():
         xp = array_namespace(p)
         arrays = [p, grads[path], *(values[path] for values in state.values())]
-        new[path], *changed = kernels.of(xp).elementwise(rule, arrays, xp)
-        for name, value in zip(state, changed, strict=True):
-            moments[name][path] = value
+        if engine := kernels.of(xp).engine("elementwise", p):
+            new[path], *changed = engine.update(name, numbers, *arrays)
+        else:
+            new[path], *changed = kernels.of(xp).elementwise(rule, arrays, xp)
+        for moment, value in zip(state, changed, strict=True):
+            moments[moment][path] = value
     return new, moments
 
 

@@ -11,8 +11,11 @@ import cupy
 
 from xpcnn.backend import Array, Namespace
 from xpcnn.kernels.reference import (
+    add,
     add_slices,
+    copied,
     elementwise,
+    engine,
     first_max,
     first_max_backward,
     keep,
@@ -20,15 +23,19 @@ from xpcnn.kernels.reference import (
     matmul,
     pad,
     relu,
+    rowwise_engine,
     sum_rows,
     window_slices,
 )
 from xpcnn.kernels.window import Window
 
 __all__ = [
+    "add",
     "add_slices",
     "col2im",
+    "copied",
     "elementwise",
+    "engine",
     "first_max",
     "first_max_backward",
     "im2col",
@@ -37,6 +44,7 @@ __all__ = [
     "matmul",
     "pad",
     "relu",
+    "rowwise_engine",
     "sum_rows",
     "window_slices",
 ]

@@ -1,0 +1,59 @@
+"""Passes over arrays in C."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xpcnn.kernels import memory
+from xpcnn.kernels.native.build import function
+from xpcnn.kernels.native.call import Bytes, Floats, address, passes, plain
+
+
+class Pass(ctypes.Structure):
+    """``Pass`` of elementwise.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("a", "b", "v", "w", "mask", "y", "new_v", "new_w", "active")),
+        ("count", ctypes.c_int64),
+        ("numbers", ctypes.c_double * 5),
+    ]
+
+
+def relu(x: Floats) -> tuple[Floats, Bytes]:
+    """Return max(x, 0), and where it is above 0."""
+    y, active = memory.empty(x.shape, np.float32), memory.empty(x.shape, bool)
+    _run("relu_forward", a=x, y=y, active=active)
+    return y, active
+
+
+def keep(x: Floats, mask: Bytes) -> Floats:
+    """Return x where the mask is true, and 0 elsewhere."""
+    y: Floats = memory.empty(x.shape, np.float32)
+    _run("relu_backward", a=x, mask=mask, y=y)
+    return y
+
+
+def add(a: Floats, b: Floats) -> Floats:
+    """Return a + b."""
+    y: Floats = memory.empty(a.shape, np.float32)
+    _run("add", a=a, b=b, y=y)
+    return y
+
+
+def update(name: str, numbers: Sequence[float], p: Floats, g: Floats, *moments: Floats) -> tuple[Floats, ...]:
+    """Return a parameter and its moments after an optimizer's step."""
+    new = tuple(memory.empty(p.shape, np.float32) for _ in range(1 + len(moments)))
+    before, after = zip("vw", moments, strict=False), zip(("y", "new_v", "new_w"), new, strict=False)
+    _run(name, numbers, a=p, b=g, **dict(before), **dict(after))
+    return new
+
+
+def _run(name: str, numbers: Sequence[float] = (), /, **arrays: Any) -> None:
+    held = dict(zip(arrays, plain(*arrays.values()), strict=True))
+    job = Pass(count=held["y"].size, **{key: address(array) for key, array in held.items()})
+    job.numbers[: len(numbers)] = numbers
+    function(name)(ctypes.byref(job), passes(held["y"].size))
