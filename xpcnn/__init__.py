@@ -1,14 +1,45 @@
 """Convolutional networks written once against the Python Array API: NumPy on a laptop, CuPy on an NVIDIA GPU."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from xpcnn import backend, data, layers, models, ops, optim
-from xpcnn.backend import Backend, resolve_backend
-from xpcnn.data import Dataset, load_dataset
-from xpcnn.errors import ArrayTypeError, BackendError, DataError, XpcnnError
-from xpcnn.model import Model, Normalise
-from xpcnn.training import History, Trainer, evaluate
-from xpcnn.verify.gradients import GradientReport, gradcheck
+if TYPE_CHECKING:
+    from xpcnn import backend, data, layers, models, ops, optim
+    from xpcnn.backend import Backend, resolve_backend
+    from xpcnn.data import Dataset, load_dataset
+    from xpcnn.errors import ArrayTypeError, BackendError, DataError, XpcnnError
+    from xpcnn.kernels.threads import set_num_threads
+    from xpcnn.kernels.threads import thread_count as num_threads
+    from xpcnn.layers.plan import Plan
+    from xpcnn.model import Model, Normalise
+    from xpcnn.training import History, Trainer, evaluate
+    from xpcnn.verify.gradients import GradientReport, gradcheck
+
+_MODULES = ("backend", "data", "layers", "models", "ops", "optim")
+_HOMES = {  # where a name is imported from when it is first used: a prediction should not wait for the trainer
+    "ArrayTypeError": "errors",
+    "Backend": "backend",
+    "BackendError": "errors",
+    "DataError": "errors",
+    "Dataset": "data",
+    "GradientReport": "verify.gradients",
+    "History": "training",
+    "Model": "model",
+    "Normalise": "model",
+    "Plan": "layers.plan",
+    "Trainer": "training",
+    "XpcnnError": "errors",
+    "evaluate": "training",
+    "gradcheck": "verify.gradients",
+    "load_dataset": "data",
+    "num_threads": "kernels.threads",
+    "resolve_backend": "backend",
+    "set_num_threads": "kernels.threads",
+}
 
 __all__ = [
     "ArrayTypeError",
@@ -20,6 +51,7 @@ __all__ = [
     "History",
     "Model",
     "Normalise",
+    "Plan",
     "Trainer",
     "XpcnnError",
     "__version__",
@@ -30,7 +62,25 @@ __all__ = [
     "layers",
     "load_dataset",
     "models",
+    "num_threads",
     "ops",
     "optim",
     "resolve_backend",
+    "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _MODULES:
+        return import_module(f"xpcnn.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xpcnn' has no attribute {name!r}")
+    value = getattr(import_module(f"xpcnn.{_HOMES[name]}"), "thread_count" if name == "num_threads" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted({*globals(), *__all__})

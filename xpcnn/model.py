@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ import xpcnn
 from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
+from xpcnn.kernels import threads
 from xpcnn.layers import Layer, from_config, leaves, to_config
 from xpcnn.layers.base import Arrays, Parameter, Shape, checked_shape
+from xpcnn.layers.plan import Footprint, Plan, footprint, optimizer_bytes
 from xpcnn.layers.summary import summarise
+from xpcnn.optim import Optimizer
 from xpcnn.random import Key
 
 Host = np.ndarray[Any, Any]
@@ -28,6 +33,7 @@ Host = np.ndarray[Any, Any]
 FORMAT = 1
 DTYPES = ("float32", "float64")
 MOST_IMAGES, MOST_BYTES = 1000, 1 << 27  # of a batch in prediction, and of one layer's output
+MOST_BYTES_CPU = 1 << 24  # the same with NumPy, where more memory is slower memory and launching costs nothing
 STORED = ("F32", "F64")  # as safetensors names them
 
 
@@ -101,6 +107,8 @@ class Model:
             raise XpcnnError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
         self.net = net
         self.backend = resolve_backend(device)
+        if threads.VARIABLE in os.environ:
+            threads.thread_count()  # which checks it, and gives BLAS as many
         self.seed = whole("seed", seed, 0)
         self.dtype = dtype
         self.input_shape: Shape = checked_shape(shape)
@@ -166,6 +174,8 @@ class Model:
             hint = " (a single image needs a batch axis: x[None])" if tuple(x.shape) == self.input_shape else ""
             raise XpcnnError(f"the model takes batches (N, {_listed(self.input_shape)}), got {tuple(x.shape)}{hint}.")
         xp = self.backend.xp
+        if x.dtype == getattr(xp, self.dtype):
+            return x
         if x.dtype == xp.uint8:
             return self.normalise(x, self.dtype, xp)
         if not xp.isdtype(x.dtype, "real floating"):
@@ -199,11 +209,12 @@ class Model:
                 return y.copy() if aliased else y
             return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
 
-    @property
+    @cached_property
     def images_at_once(self) -> int:
-        """How many images to predict at a time, so that no layer's output of a batch takes more than 128 MiB."""
+        """How many images to predict at a time: no layer's output takes more than 128 MiB, or 16 MiB with NumPy."""
+        most = MOST_BYTES_CPU if self.backend.name == "numpy" else MOST_BYTES
         largest = max(prod(placed.output_shape) for placed in leaves(self.net, self.input_shape))
-        return max(1, min(MOST_IMAGES, MOST_BYTES // (largest * (8 if self.dtype == "float64" else 4))))
+        return max(1, min(MOST_IMAGES, most // (largest * (8 if self.dtype == "float64" else 4))))
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and description to a safetensors file, whole or not at all."""
@@ -278,6 +289,40 @@ class Model:
         """Return a table: layer, output shape, parameters, multiply-adds, receptive field, a batch's im2col memory."""
         whole("batch_size", batch_size, 1)
         return summarise(self.net, self.input_shape, batch_size, 8 if self.dtype == "float64" else 4)
+
+    def plan(self, batch_size: int, max_memory: int | str | None = None, *, optimizer: Optimizer | None = None) -> Plan:
+        """Predict the memory of a training step, and how many images at a time fit a limit.
+
+        Parameters
+        ----------
+        batch_size : int
+            Images in a step.
+        max_memory : int or str, optional
+            The most that a step may take on top of the process, the data set and the batch itself: bytes, or a text
+            such as ``"300MB"`` or ``"2GiB"``.
+        optimizer : Optimizer, optional
+            Whose state counts too.
+
+        Returns
+        -------
+        Plan
+            With the fewest tiles that fit.
+
+        Raises
+        ------
+        XpcnnError
+            When the limit is too small, saying what would be enough: for one image at a time or, where a layer such
+            as batch norm needs the whole batch at once, for the batch.
+        """
+        state = 0 if optimizer is None else optimizer_bytes(optimizer, self._params)
+        return self.footprint(state).plan(batch_size, max_memory)
+
+    def footprint(self, optimizer: int = 0) -> Footprint:
+        """Return what a step takes by image and in any case, with the bytes of an optimizer's state."""
+        xp = self.backend.xp
+        with self.backend.context():
+            example = xp.zeros((3, *self.input_shape), dtype=getattr(xp, self.dtype), device=self.backend.device)
+            return footprint(self.net, self._params, self._state, optimizer, example, xp)
 
     def _forward(self, x: Any) -> Array:
         """Run a batch through the network without training."""

@@ -11,6 +11,7 @@ from xpcnn import models
 from xpcnn.backend import NAMES, resolve_backend
 from xpcnn.data import Dataset, load_dataset
 from xpcnn.errors import XpcnnError
+from xpcnn.kernels import threads
 from xpcnn.model import Model
 
 MODELS = [name.replace("_", "-") for name in models.__all__]
@@ -27,6 +28,20 @@ def data_dir_option(command: Command) -> Command:
     """Add ``--data-dir``."""
     text = "Directory with the data set's files; MNIST ships with xpcnn."
     return click.option("--data-dir", type=click.Path(), help=text)(command)
+
+
+def threads_option(command: Command) -> Command:
+    """Add ``--threads``, which holds while the command runs; without it the environment is followed."""
+
+    def follow(context: click.Context, _: click.Parameter, number: int | None) -> None:
+        if number is None:
+            threads.thread_count()  # raises what is wrong with the environment's before anything is done
+        else:
+            context.with_resource(threads.limited_to(number))
+
+    text = f"CPU threads to use.  [default: {threads.VARIABLE}, else as many as there are cores to run on]"
+    kind = click.IntRange(1, threads.MOST)
+    return click.option("--threads", type=kind, metavar="N", callback=follow, expose_value=False, help=text)(command)
 
 
 def fail(sentence: str) -> int:

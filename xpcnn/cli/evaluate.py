@@ -7,7 +7,7 @@ import math
 
 import click
 
-from xpcnn.cli.common import data_dir_option, device_option, load_for, open_for_use
+from xpcnn.cli.common import data_dir_option, device_option, load_for, open_for_use, threads_option
 from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
 
@@ -18,6 +18,7 @@ from xpcnn.errors import XpcnnError
 @click.option("--dataset", type=click.Choice(list(CLASSES)), help="[default: the one the run was trained on]")
 @data_dir_option
 @device_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate_command(
     run: str, split: str, dataset: str | None, data_dir: str | None, device: str, as_json: bool

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xpcnn.cli.common import device_option, fail, open_for_use
+from xpcnn.cli.common import device_option, fail, open_for_use, threads_option
 from xpcnn.data import read_picture
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import DataError, XpcnnError
@@ -23,6 +23,7 @@ from xpcnn.errors import DataError, XpcnnError
 )  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to print.")
 @device_option
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int, device: str, as_json: bool) -> int:
     """Classify pictures of any size with RUN (a run's directory or a model file).

@@ -14,7 +14,7 @@ import click
 
 from xpcnn import models, optim
 from xpcnn.backend import resolve_backend
-from xpcnn.cli.common import MODELS, data_dir_option, device_option
+from xpcnn.cli.common import MODELS, data_dir_option, device_option, threads_option
 from xpcnn.data import load_dataset
 from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
@@ -44,6 +44,12 @@ EVERY = 10  # updates between two movements of the progress bar
 @click.option("--lr", type=float, help="Learning rate.  [default: adagrad 0.06, adam 0.001, sgd 0.05]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights and order.")
 @device_option
+@threads_option
+@click.option(
+    "--max-memory", metavar="SIZE",
+    help="Most memory for a step, such as 300MB or 2GiB, beside program and data: larger batches are computed in "
+    "tiles, with the same result.",
+)  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--out", type=click.Path(), help="The run's directory.  [default: runs/<time>-<model>-<dataset>]")
 @click.option("--quiet", is_flag=True, help="Print the run's directory and nothing else.")
@@ -61,7 +67,8 @@ def train_command(**options: Any) -> int:
     model = Model(
         net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"]
     )
-    trainer = Trainer(model, update)
+    trainer = Trainer(model, update, max_memory=options["max_memory"])
+    plan = trainer.plan(min(options["batch_size"], len(train))) if trainer.max_memory else None
     run = Run.create(out, options, model)
     view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
     heading = (
@@ -70,6 +77,7 @@ def train_command(**options: Any) -> int:
         f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
         f"{options['dtype']}",
         f"{backend.label}: {backend.reason}",
+        *([str(plan)] if plan else []),
     )
 
     def on_epoch(epoch: Epoch, losses: list[float]) -> None:

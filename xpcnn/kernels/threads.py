@@ -14,17 +14,99 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+from xpcnn.errors import XpcnnError, whole
+
+MOST = 1024  # threads that may be asked for
+VARIABLE = "XPCNN_NUM_THREADS"
+
 _lock = threading.Lock()
+_chosen: int | None = None  # what `set_num_threads` was given
 _callers: weakref.WeakSet[threading.Event] = weakref.WeakSet()  # who holds BLAS; an interrupted caller drops out
 _held = False  # whether BLAS is held
 _widths: list[int] = []  # BLAS's thread counts before it was
 _here = threading.local()  # .busy: whether this thread runs a task
 
 
-@lru_cache
 def thread_count() -> int:
-    """Return how many threads to use: what BLAS was given, within the cores this process may run on."""
-    return max(1, min([cores(), *(library.get_num_threads() for library in _blas())]))
+    """Return how many threads to use: the number set, else the environment's, else what BLAS and affinity allow."""
+    return _chosen or _usual()
+
+
+def set_num_threads(n: int | None) -> None:
+    """Compute with n threads from now on, BLAS included; results are the same bits for the same number.
+
+    Parameters
+    ----------
+    n : int or None
+        From 1 to 1024; it may be more than the cores. None goes back to what holds without this call: the environment
+        variable ``XPCNN_NUM_THREADS`` or, without it, what BLAS was given within the cores this process may run on.
+
+    Raises
+    ------
+    XpcnnError
+        When n is anything else; nothing is changed then.
+    """
+    global _chosen
+    number = _usual() if n is None else _checked("the number of threads", n)
+    as_given = n is None and not os.environ.get(VARIABLE, "").strip()
+    _set_blas(_given() if as_given else [number] * len(_blas()))
+    _chosen = None if n is None else number
+    _renew_pool()
+
+
+@contextlib.contextmanager
+def limited_to(n: int) -> Iterator[None]:
+    """Compute with n threads while the context lasts."""
+    global _chosen
+    before, widths = _chosen, [library.get_num_threads() for library in _blas()]
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _chosen = before
+        _set_blas(widths)
+        _renew_pool()
+
+
+@lru_cache
+def _usual() -> int:
+    """Return the number of threads unless one is set; BLAS is given the environment's too."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return max(1, min([cores(), *_given()]))
+    plain = text.isascii() and text.isdigit() and len(text) < 10
+    number = _checked(f"the environment variable {VARIABLE}", int(text) if plain else text[:40])
+    _set_blas([number] * len(_blas()))
+    return number
+
+
+def _checked(name: str, n: object) -> int:
+    """Return a number of threads, or raise."""
+    try:
+        if (number := whole(name, n, 1)) <= MOST:
+            return number
+    except XpcnnError:
+        pass
+    raise XpcnnError(f"{name} must be a whole number from 1 to {MOST}, not {n!r}.")
+
+
+def _set_blas(widths: list[int]) -> None:
+    """Give each BLAS library a number of threads, now or when it is held no more."""
+    _given()
+    with _lock:
+        if _held:
+            _widths[:] = widths
+        else:
+            for library, width in zip(_blas(), widths, strict=True):
+                library.set_num_threads(width)
+
+
+def _renew_pool() -> None:
+    """Let the next caller make a pool of the size that is due; the one there is finishes what it was given."""
+    if _pool.cache_info().currsize:
+        pool = _pool()
+        _pool.cache_clear()
+        pool.shutdown(wait=False)
 
 
 def cores() -> int:
@@ -100,6 +182,12 @@ def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+@lru_cache
+def _given() -> list[int]:
+    """Return how many threads the BLAS libraries had before any were set here."""
+    return [library.get_num_threads() for library in _blas()]
 
 
 @lru_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cached_property
 from itertools import zip_longest
 from math import prod
 from typing import Any, ClassVar, NamedTuple
@@ -76,6 +77,7 @@ class Layer(ABC):
     """
 
     kind = "layer"  # names a layer inside a container: conv1, relu1, ...
+    couples_batch: ClassVar[bool] = False  # whether an example's y depends on the others of its batch
 
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -138,12 +140,17 @@ class OpLayer(Layer):
         self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
     ) -> tuple[Array, Any, Arrays]:
         """Run the op on a batch."""
-        y, saved = getattr(ops, self.op)(x, **options_of(self))
+        y, saved = getattr(ops, self.op)(x, **self._options)
         return y, saved, state
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Return dx."""
         return getattr(ops, f"{self.op}_backward")(dy, saved) if need_dx else None, {}
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        """The op's options, looked up once."""
+        return options_of(self)
 
 
 def options_of(layer: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Dropout(Layer):
             return x, None, state
         if key is None:
             raise XpcnnError("Dropout draws a mask in training: forward needs key=xpcnn.random.Key(seed).")
-        kept = key.child("dropout").generator().random(tuple(x.shape), dtype="float32") >= self.rate
+        kept = key.child("dropout").uniform(tuple(x.shape)) >= self.rate
         y, saved = ops.dropout(x, upload_like(kept, x), self.rate)
         return y, saved, state
 

@@ -49,6 +49,8 @@ class BatchNorm(_Norm):
     momentum: float = 0.1
     eps: float = 1e-5
 
+    couples_batch = True
+
     def normalised(self, input_shape: Shape) -> Shape:
         """Return (C,)."""
         number("momentum", self.momentum, 0.0, 1.0, closed=True)

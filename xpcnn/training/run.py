@@ -16,6 +16,7 @@ import xpcnn
 from xpcnn.backend import Backend, device_name
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.files import write_whole
+from xpcnn.kernels.threads import thread_count
 from xpcnn.model import Model
 from xpcnn.training.trainer import Epoch
 
@@ -113,6 +114,7 @@ def environment(backend: Backend) -> dict[str, Any]:
         "backend": backend.name,
         "backend_version": backend.version,
         "device": device_name(backend),
+        "threads": thread_count(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset
 from xpcnn.errors import ArrayTypeError, XpcnnError, whole
+from xpcnn.kernels import memory
+from xpcnn.layers.base import Arrays
+from xpcnn.layers.plan import Footprint, Plan, arrays_in, bytes_of, memory_size
 from xpcnn.model import Model, batches
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
+from xpcnn.training.tiling import Loss, tiles_of_a_mean, tiles_of_any, whole_batch
 
-Loss = tuple[Callable[..., tuple[Array, Any]], Callable[[Any], Array]]
 LOSSES: dict[str, Loss] = {
     "softmax_cross_entropy": (ops.softmax_cross_entropy, ops.softmax_cross_entropy_backward),
     "binary_cross_entropy_with_logits": (
@@ -67,9 +71,23 @@ class Trainer:
     loss : str or (forward, backward)
         ``"softmax_cross_entropy"``, ``"binary_cross_entropy_with_logits"``, ``"mean_squared_error"``,
         ``"half_squared_error"``, or a pair ``forward(y, t) -> (loss, saved)``, ``backward(saved) -> dy``.
+    max_memory : int or str, optional
+        The most that a step may take on top of the process, the data set and the batch itself: bytes, or a text such
+        as ``"300MB"``; `Trainer.plan` predicts it. A batch that takes more is computed in tiles, whose gradients are
+        added up: the same result up to the order of summation, and the same masks of dropout. A network with batch
+        norm needs its batch whole; a layer of one's own that mixes the images of a batch says so by having a state or
+        by ``couples_batch = True``, and draws random numbers with `Key.uniform`. A loss that is a pair of functions is
+        given the outputs of the whole batch, for which each tile's forward runs twice.
     """
 
-    def __init__(self, model: Model, optimizer: Optimizer, loss: str | Loss = "softmax_cross_entropy") -> None:
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        loss: str | Loss = "softmax_cross_entropy",
+        *,
+        max_memory: int | str | None = None,
+    ) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
         self.model = model
@@ -77,7 +95,10 @@ class Trainer:
         self.loss = LOSSES[loss] if isinstance(loss, str) else loss
         if not isinstance(self.loss, tuple | list) or len(self.loss) != 2 or not all(map(callable, self.loss)):
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
+        self.max_memory = memory_size(max_memory)
         self.steps = 0  # updates made so far
+        self._tiles: dict[int, int] = {}  # by the images of a batch, how many of them are computed at a time
+        self._tile = tiles_of_a_mean if isinstance(loss, str) else tiles_of_any
         with model.backend.context():
             self.opt_state = optimizer.init(model.parameters())
 
@@ -92,17 +113,44 @@ class Trainer:
             Labels or probabilities.
         """
         model = self.model
-        forward, backward = self.loss
         with model.backend.context():
-            params = model.parameters()
-            key = Key(model.seed).child("step", self.steps)
-            y, saved, state = model.net.forward(params, model.state(), model.as_input(x), train=True, key=key)
-            loss, loss_saved = forward(y, self._targets(t))
-            _, grads = model.net.backward(params, backward(loss_saved), saved, need_dx=False)
-            params, self.opt_state = self.optimizer.update(grads, self.opt_state, params, self.steps)
+            loss, grads, state = self._gradients(x, t)
+            params, self.opt_state = self.optimizer.update(grads, self.opt_state, model.parameters(), self.steps)
             model.replace_arrays(params, state)
         self.steps += 1
         return loss
+
+    def plan(self, batch_size: int) -> Plan:
+        """Predict the memory of a step, and how many images at a time it takes to stay below ``max_memory``.
+
+        Raises
+        ------
+        XpcnnError
+            When ``max_memory`` is too small, saying what would be enough.
+        """
+        return self._footprint.plan(batch_size, self.max_memory)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        """What the network takes."""
+        return self.model.footprint(sum(map(bytes_of, arrays_in(self.opt_state))))
+
+    def _images_at_once(self, count: int) -> int:
+        """Return how many images of a batch are computed at a time."""
+        if self.max_memory is None or not count:
+            return count
+        if count not in self._tiles:
+            self._tiles[count] = self.plan(count).tile
+        return self._tiles[count]
+
+    def _gradients(self, x: Any, t: Any) -> tuple[Array, Arrays, Arrays]:
+        """Return a batch's loss, its gradients and the new state."""
+        x, t, key = self.model.backend.asarray(x), self._targets(t), Key(self.model.seed).child("step", self.steps)
+        count = x.shape[0] if x.ndim else 0
+        tile = self._images_at_once(count)
+        if tile == count:
+            return whole_batch(self.model, self.loss, x, t, key)
+        return self._tile(self.model, self.loss, x, t, key, tile)
 
     def _targets(self, t: Any) -> Array:
         """Return targets on the device: labels as they are, numbers in the model's dtype."""
@@ -150,6 +198,10 @@ class Trainer:
         test = None if test is None else as_dataset(test)
         if not len(train):
             raise XpcnnError("there are no training images.")
+        at_once = None
+        if self.max_memory is not None:
+            self.plan(min(batch_size, len(train)))  # raises before anything is computed
+            at_once = self._footprint.images_in_prediction(self.max_memory)
         history = History()
         backend = self.model.backend
         images, labels = backend.asarray(train.images), backend.asarray(train.labels)
@@ -163,8 +215,8 @@ class Trainer:
             record = Epoch(
                 epoch,
                 math.fsum(losses) / len(losses) if losses else None,
-                evaluate(self.model, train, images)[0],
-                None if test is None else evaluate(self.model, test, test_images)[0],
+                self._accuracy(train, images, at_once),
+                None if test is None else self._accuracy(test, test_images, at_once),
                 time.perf_counter() - start,
                 len(train) / trained if epoch else None,
             )
@@ -175,6 +227,15 @@ class Trainer:
             if on_epoch:
                 on_epoch(record, losses)
         return history
+
+    def _accuracy(self, data: Dataset, images: Array, at_once: int | None) -> float:
+        """Return the accuracy on a data set; below a limit, what steps and predictions use is not kept both."""
+        if at_once is not None:
+            memory.release()
+        accuracy, _ = evaluate(self.model, data, images, at_once)
+        if at_once is not None:
+            memory.release()
+        return accuracy
 
     def _run_epoch(
         self,
@@ -198,11 +259,16 @@ class Trainer:
             return [float(loss) for loss in backend.to_numpy(xp.stack(losses))]
 
 
-def evaluate(model: Model, data: Dataset, images: Array | None = None) -> tuple[float, float]:
+def evaluate(
+    model: Model, data: Dataset, images: Array | None = None, batch_size: int | None = None
+) -> tuple[float, float]:
     """Return the accuracy (a fraction) and the mean loss of a model on labelled images, in bounded memory.
 
-    ``images`` may give the data set's images where they already lie on the model's device.
+    ``images`` may give the data set's images where they already lie on the model's device; ``batch_size`` says how
+    many to compute at a time, `Model.images_at_once` or fewer.
     """
+    most = model.images_at_once
+    batch_size = most if batch_size is None else min(most, whole("batch_size", batch_size, 1))
     if not len(data):
         raise XpcnnError("there are no images to evaluate.")
     backend, xp = model.backend, model.backend.xp
@@ -210,7 +276,7 @@ def evaluate(model: Model, data: Dataset, images: Array | None = None) -> tuple[
     right, loss = [], []
     with backend.context():
         labels = backend.asarray(data.labels)
-        for rows in batches(len(data), model.images_at_once):
+        for rows in batches(len(data), batch_size):
             logits = model.predict(images[rows, ...])
             right.append(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels[rows], xp.int64)))
             loss.append(ops.softmax_cross_entropy(logits, labels[rows], reduction="sum")[0])
