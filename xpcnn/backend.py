@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -250,7 +250,22 @@ def _namespace(name: str) -> Namespace:
         return importlib.import_module("jax.numpy")
     if name == "array_api_strict":
         return importlib.import_module(name)
+    if name == "numpy":
+        with _without_submodules(np):
+            return importlib.import_module("array_api_compat.numpy")
     return importlib.import_module(f"array_api_compat.{name}")
+
+
+@contextlib.contextmanager
+def _without_submodules(library: Any) -> Iterator[None]:
+    """Show only the names that are there: compat copies all, which would load numpy.f2py and more for 0.1 s."""
+    names, listing = library.__all__, library.__dir__
+    there = [name for name in names if name in vars(library)]
+    library.__all__, library.__dir__ = there, lambda: there
+    try:
+        yield
+    finally:
+        library.__all__, library.__dir__ = names, listing
 
 
 def _is_foreign(value: Any) -> bool:

@@ -7,23 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 from xpcnn import __version__
 from xpcnn.cli.common import fail
-from xpcnn.cli.evaluate import evaluate_command
-from xpcnn.cli.explain import explain_command
-from xpcnn.cli.features import features_command
-from xpcnn.cli.gradcheck import gradcheck_command
-from xpcnn.cli.info import info_command
-from xpcnn.cli.predict import predict_command
-from xpcnn.cli.train import train_command
-from xpcnn.cli.verify import verify_command
 from xpcnn.errors import XpcnnError
 
 INTERRUPTED = 130
-
+NAMES = ("train", "evaluate", "predict", "info", "explain", "features", "gradcheck", "verify", "bench")
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -31,26 +24,28 @@ SETTINGS = {
 }
 
 
-@click.group(invoke_without_command=True, context_settings=SETTINGS)
+class Commands(click.Group):
+    """Subcommands by name, each imported when it is needed: a prediction should not wait for the trainer."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names."""
+        return list(NAMES)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the command that a module of the same name defines."""
+        if name not in NAMES:
+            return None
+        command: click.Command = getattr(import_module(f"xpcnn.cli.{name}"), f"{name}_command")
+        return command
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="xpcnn")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train and run convolutional networks on NumPy or, with --device cuda, on an NVIDIA GPU."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (
-    train_command,
-    evaluate_command,
-    predict_command,
-    info_command,
-    explain_command,
-    features_command,
-    gradcheck_command,
-    verify_command,
-):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}.")
     except MemoryError:
-        return fail("there is not enough memory; a smaller --batch-size needs less.")
+        return fail(
+            "there is not enough memory; a smaller --batch-size needs less, and so does training with --max-memory."
+        )
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "cupy":
             raise

@@ -14,6 +14,7 @@ The rule, in order:
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from xpcnn.errors import DataError, XpcnnError
 
 Host = np.ndarray[Any, Any]
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+READERS = ("Png", "Jpeg", "Bmp", "Gif", "WebP")
+FORMATS = tuple(map(str.upper, READERS))
 MOST_PIXELS = 50_000_000
 POLARITIES = ("auto", "keep", "invert")
 MNIST_BOX = 20 / 28  # the share of the frame that MNIST's digits were scaled to
@@ -73,6 +75,8 @@ def _open(path: Path, mode: str) -> Host:
     """Decode a file, upright and without transparency, as (H, W) or (H, W, 3) uint8."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    for reader in READERS:  # else Pillow would import those of all formats there are
+        import_module(f"PIL.{reader}ImagePlugin")
     if not path.is_file():
         raise DataError(f"{path} does not exist or is not a file.")
     try:

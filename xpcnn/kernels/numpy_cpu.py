@@ -18,9 +18,11 @@ from xpcnn.kernels.window import Window
 
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
 PIECE = 1 << 14  # elements of each array at a time in elementwise work
-LARGE = 64  # pixels of an image
+LARGE = 64  # pixels of an image's output
+FEW_CHANNELS = 4
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
 WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of our own
+FEW_ROWS = 5  # fewer are a product with vectors, which packing does not help
 WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
 
 
@@ -102,9 +104,10 @@ def engine(work: str, x: Array, axes: int | None = None) -> Any:
     return import_module(f"xpcnn.kernels.native.{work}")
 
 
-def rowwise_engine(win: Window) -> Any:
-    """Return the convolution by rows of the kernel, where images are large enough to outweigh shuffling weights."""
-    return import_module("xpcnn.kernels.rowwise") if prod(win.out) >= LARGE else None
+def rowwise_engine(x: Array, win: Window) -> Any:
+    """Return the convolution by rows of the kernel; small images and few channels do not repay its several products."""
+    pays = prod(win.out) >= LARGE and x.shape[1] >= FEW_CHANNELS
+    return import_module("xpcnn.kernels.rowwise") if pays else None
 
 
 def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tuple[Array, Array]:
@@ -132,9 +135,10 @@ def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tup
 
 
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:
-    """Multiply matrices, or stacks of them (G, M, K) and (G, K, N); a large pair is shared out between the threads."""
+    """Multiply matrices, or stacks of them (..., M, K) and (..., K, N); the threads share a large pair out."""
     rows, columns = a.shape[-2], b.shape[-1]
-    if a.ndim == b.ndim == 2 and rows * columns * a.shape[1] > WORTH_PACKING and (products := engine("product", a)):
+    worth = a.ndim == b.ndim == 2 and min(rows, columns) >= FEW_ROWS and rows * columns * a.shape[1] > WORTH_PACKING
+    if worth and (products := engine("product", a)):
         return products.matmul(a, b)
     y = memory.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns), dtype=a.dtype)
     parts = threads.thread_count() if a.ndim == b.ndim == 2 and 2 * a.size * columns > WORTH_FLOPS else 1

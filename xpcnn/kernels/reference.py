@@ -78,7 +78,7 @@ def engine(work: str, x: Array, axes: int | None = None) -> Any:
     return None
 
 
-def rowwise_engine(win: Window) -> Any:
+def rowwise_engine(x: Array, win: Window) -> Any:
     """Return what convolves by rows of the kernel, where that takes less than columns of all of it, or None."""
     return None
 
@@ -99,8 +99,8 @@ def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tup
 
 
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:
-    """Multiply matrices, or stacks of them (G, M, K) and (G, K, N); a single pair takes the plain 2-D product."""
-    if a.ndim == 3 and a.shape[0] == 1:
+    """Multiply matrices, or stacks of them (..., M, K) and (..., K, N); a single pair takes the plain 2-D product."""
+    if a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] == 1:
         return xp.matmul(a[0, ...], b[0, ...])[None, ...]
     return xp.matmul(a, b)
 
@@ -136,9 +136,15 @@ def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Ar
     return xp.stack([keep(dy, index == number, xp) for number in range(count)])
 
 
-def map_blocks(step: Step, rows: int, bytes_per_row: int, xp: Namespace) -> tuple[Arrays, Arrays]:
-    """Run ``step`` over blocks of rows; join its first results along axis 0 and add its second results in order."""
-    results = [step(block) for block in blocks(rows, bytes_per_row, BLOCK_BYTES)]
+def map_blocks(
+    step: Step, rows: int, bytes_per_row: int, xp: Namespace, most: int | None = None
+) -> tuple[Arrays, Arrays]:
+    """Run ``step`` over blocks of rows; join its first results along axis 0 and add its second results in order.
+
+    A block has at most ``most`` rows, if given.
+    """
+    budget = BLOCK_BYTES if most is None else min(BLOCK_BYTES, most * bytes_per_row)
+    results = [step(block) for block in blocks(rows, bytes_per_row, budget)]
     if len(results) == 1:
         return results[0]
     joined = tuple(xp.concat(pieces, axis=0) for pieces in zip(*(pieces for pieces, _ in results), strict=True))

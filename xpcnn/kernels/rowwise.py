@@ -68,7 +68,8 @@ def backward(
         dw = np.stack([matmul(_grouped(columns, groups), g.mT, xp) for columns in layout.columns(images)])
         if not need_dx or adjoint:
             return (), (dw, dbias)
-        parts = [matmul(w_a.mT, g, xp).reshape(-1, g.shape[2]) for w_a in w]  # (C·K/R, columns)
+        shape = channels * win.taps // layout.parts, g.shape[2]  # (C·K/R, columns)
+        parts = [matmul(w_a.mT, g, xp).reshape(shape) for w_a in w]
         return (layout.add_columns(parts, batch, channels),), (dw, dbias)
 
     results = map_blocks(block, x.shape[0], layout.bytes(x, filters), xp, layout.most_images)

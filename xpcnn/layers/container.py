@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Layer, Parameter, Placed, Shape
@@ -35,21 +35,34 @@ def place(name: str, layer: Layer, input_shape: Shape) -> Placed:
         raise XpcnnError(f"layer {name} does not fit its input {input_shape}: {error}") from None
 
 
-@contextmanager
-def naming(name: str) -> Iterator[None]:
+class naming:  # noqa: N801  a context manager by name; as a generator it would take three times as long
     """Put a layer's name before what its ops complain of."""
-    try:
-        yield
-    except XpcnnError as error:
-        raise type(error)(f"layer {name}: {error}") from None
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, XpcnnError):
+            raise type(error)(f"layer {self.name}: {error}") from None
 
 
 def split(arrays: Arrays) -> dict[str, Arrays]:
     """Group arrays by the first part of their path."""
-    groups: dict[str, Arrays] = {}
-    for path, array in arrays.items():
+    return {name: {rest: arrays[path] for rest, path in inside} for name, inside in _grouped(tuple(arrays)).items()}
+
+
+@lru_cache(256)
+def _grouped(paths: tuple[str, ...]) -> dict[str, list[tuple[str, str]]]:
+    """Group paths by their first part, each with the rest of it: the same for every call of a network."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for path in paths:
         name, _, rest = path.partition("/")
-        groups.setdefault(name, {})[rest] = array
+        groups.setdefault(name, []).append((rest, path))
     return groups
 
 

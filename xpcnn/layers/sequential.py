@@ -11,6 +11,7 @@ from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Cost, Layer, Placed, Shape, checked_shape
 from xpcnn.layers.container import Child, Container, Named, named, naming, place, split, under
+from xpcnn.layers.fold import Step, steps
 from xpcnn.layers.fused import fuse
 from xpcnn.random import Key
 
@@ -73,9 +74,8 @@ class Sequential(Container):
     def predict(self, params: Arrays, state: Arrays, x: Array) -> Array:
         """Run the layers in order, keeping nothing."""
         params_of, state_of = split(params), split(state)
-        for name, layer in self._steps:
-            with naming(name):
-                x = layer.predict(params_of.get(name, {}), state_of.get(name, {}), x)
+        for step in self._prediction:
+            x = step.run(params_of, state_of, x)
         return x
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
@@ -97,3 +97,8 @@ class Sequential(Container):
     def _steps(self) -> list[tuple[str, Layer]]:
         """The layers as they run: some neighbours are computed together."""
         return fuse(self.layers)
+
+    @cached_property
+    def _prediction(self) -> list[Step]:
+        """The layers as prediction runs them: normalisations are folded, too."""
+        return steps(self.layers)

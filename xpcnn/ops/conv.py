@@ -82,7 +82,7 @@ def _shortcut(x: Array, win: Window, groups: int, xp: Namespace) -> Any:
         return pointwise
     if depthwise.fits(x, win, groups):
         return depthwise
-    return kernels.of(xp).rowwise_engine(win)
+    return kernels.of(xp).rowwise_engine(x, win)
 
 
 @half.forward

@@ -7,6 +7,7 @@ gives all the values of which the maximum is taken: fewer bytes than the columns
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ def pays(x: Array, weight: Array) -> bool:
     )
 
 
+@lru_cache(1024)
 def _pooled(conv: Window, pool: Window) -> tuple[Window, Places]:
     """Return the windows of the pooled pixels' patches, and the filter's places within a patch."""
     kernel = tuple(k + (p - 1) * s for k, p, s in zip(conv.kernel, pool.kernel, conv.stride, strict=True))

@@ -13,7 +13,7 @@ from array_api_compat import device
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
-from xpcnn.ops import _check, half
+from xpcnn.ops import _check, channel_norm, half
 from xpcnn.ops.reduction import sum_over
 
 Shape = tuple[int, ...]
@@ -113,8 +113,8 @@ def batch_norm(
             f"batch_norm cannot train on x of shape {tuple(x.shape)}: one value per channel has no variance."
         )
     k = kernels.of(xp)
-    engine = k.engine("norm", x) if train and count else None
-    if engine:
+    if train and count:
+        engine = k.engine("norm", x) or channel_norm
         y, kept, mean, var = engine.forward(x, gamma, beta, eps, BOUNDS[activation])
         unbiased = var * (count / (count - 1))
         statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
@@ -123,11 +123,7 @@ def batch_norm(
             WholeSaved(engine, kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None),
             statistics,
         )
-    if train and count:
-        normal, scale, mean, var = _standardise(x, axes, eps, xp)
-        unbiased = var * (count / (count - 1))
-        statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
-    elif running_mean is not None and running_var is not None:
+    if running_mean is not None and running_var is not None:
         axes, statistics = (), (running_mean, running_var)
         scale = 1.0 / xp.sqrt(xp.reshape(running_var, spread) + eps)
         normal = (x - xp.reshape(running_mean, spread)) * scale

@@ -176,6 +176,7 @@ def window_starts(win: Window, axis: int, like: Array, dtype: Any, xp: Namespace
     return xp.reshape(starts, tuple(-1 if a == axis else 1 for a in range(len(win.size))))
 
 
+@_check.remembered
 def pool_window(
     size: tuple[int, ...],
     kernel_size: Any,

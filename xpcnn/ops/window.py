@@ -8,6 +8,7 @@ from typing import Any
 
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.kernels import Window
+from xpcnn.ops._check import remembered
 
 Ints = tuple[int, ...]
 AXES = {1: "N, C, L", 2: "N, C, H, W", 3: "N, C, D, H, W"}
@@ -63,6 +64,7 @@ def conv_output_size(
     return max(0, out - 1 if (out - 1) * stride >= size + before else out)
 
 
+@remembered
 def conv_window(
     size: Ints,
     kernel: Ints,
@@ -107,6 +109,7 @@ def conv_window(
     return Window(tuple(size), tuple(kernel), strides, dilations, tuple(p[0] for p in pairs), out)
 
 
+@remembered
 def transposed_window(
     size: Ints, kernel: Ints, *, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, dilation: Any = 1
 ) -> Window:

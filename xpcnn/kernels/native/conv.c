@@ -530,9 +530,12 @@ static void gradient_share(void *job, int share, int shares) {
         else turn_unit(c, p, &u, j->dy, j->group, turned);
         int64_t windows = u.images * u.rows * c->cols;
         for (int64_t f = 0; f < p->padded_filters; f += LANES) {
-            vec sum = {0};
-            for (int64_t w = 0; w < windows; w++) sum += load(turned + w * p->padded_filters + f);
-            store(dbias + f, load(dbias + f) + sum);
+            vec sums[4] = {{0}};
+            int64_t w = 0;
+            for (; w + 4 <= windows; w += 4)
+                for (int i = 0; i < 4; i++) sums[i] += load(turned + (w + i) * p->padded_filters + f);
+            for (; w < windows; w++) sums[0] += load(turned + w * p->padded_filters + f);
+            store(dbias + f, load(dbias + f) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
         }
         for (int64_t first = 0; first < windows; first += PANEL)
             for (int64_t k = 0; k < p->depth; k += CHUNK) {
