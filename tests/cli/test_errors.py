@@ -190,3 +190,12 @@ def test_too_little_memory(refused, few, tmp_path, monkeypatch):
     monkeypatch.setattr(xc.Trainer, "fit", exhausted)
     says = refused("train", "--data-dir", few, "--device", "cpu", "--quiet", "--out", tmp_path / "out")
     assert "not enough memory; a smaller --batch-size needs less" in says
+
+
+def test_unknown_kernels_are_refused_before_anything_is_done(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("XPCNN_KERNELS", "fast")
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("train")
+    assert (status, out) == (2, "")
+    assert err == "xpcnn: error: XPCNN_KERNELS must be one of auto, native, numpy, not 'fast'.\n"
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import pytest
 import xpcnn as xc
 from xpcnn.backend import cuda_devices
 from xpcnn.data import load_dataset
+from xpcnn.kernels import native
 
 
 def recorded(run):
@@ -74,12 +75,13 @@ def test_info(call):
     assert facts["backends"]["numpy"] == np.__version__
     assert 1 <= facts["threads"] <= facts["cores"] <= os.cpu_count()
     assert facts["blas"]
+    assert facts["kernels"].startswith("native" if native.library() else "NumPy's own")
     assert len(facts["cuda_devices"]) == cuda_devices()[0]
     assert bool(facts["cuda_missing"]) == (not facts["cuda_devices"])
 
     status, out, err = call("info")
     assert (status, err) == (0, "")
-    for fact in (facts["xpcnn"], facts["platform"], facts["auto"], facts["blas"][0]["name"]):
+    for fact in (facts["xpcnn"], facts["platform"], facts["kernels"], facts["auto"], facts["blas"][0]["name"]):
         assert fact in out
 
 

@@ -14,6 +14,7 @@ import click
 from xpcnn import __version__
 from xpcnn.cli.common import fail
 from xpcnn.errors import XpcnnError
+from xpcnn.kernels import native
 
 INTERRUPTED = 130
 NAMES = ("train", "evaluate", "predict", "info", "explain", "features", "gradcheck", "verify", "bench")
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numbers that overflow show in the loss
+            native.chosen()  # raises what is wrong with the environment's word before anything is done
             result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
     except click.ClickException as error:
         return fail(error.format_message())

@@ -14,6 +14,7 @@ import numpy as np
 
 import xpcnn
 from xpcnn.backend import cuda_devices, device_name, resolve_backend
+from xpcnn.kernels import native
 from xpcnn.kernels.threads import cores, thread_count
 
 LIBRARIES = {
@@ -39,6 +40,7 @@ def info_command(as_json: bool) -> None:
         "BLAS:  "
         + (", ".join(f"{b['name']} {b['version']}, {b['threads']} thread(s)" for b in facts["blas"]) or "unknown")
     )
+    click.echo(f"CPU kernels: {facts['kernels']}")
     click.echo("backends:")
     for name, version in facts["backends"].items():
         click.echo(f"  {name:<17} {version or 'not installed'}")
@@ -60,6 +62,7 @@ def collect() -> dict[str, Any]:
         "cores_of_machine": os.cpu_count(),
         "threads": thread_count(),
         "blas": _blas(),
+        "kernels": native.description(),
         "backends": {name: _version(name, packages) for name, packages in LIBRARIES.items()},
         "cuda_devices": [device_name(resolve_backend(f"cuda:{index}")) for index in range(count)],
         "cuda_missing": missing,

@@ -27,23 +27,38 @@ SECONDS = 120  # that the compiler may take
 CHOICES = ("auto", "native", "numpy")
 
 
-@lru_cache
 def library() -> ctypes.CDLL | None:
     """Return the loaded library, compiled first if need be, or None where there is none.
 
     The environment variable ``XPCNN_KERNELS`` decides: ``numpy`` never uses it, ``native`` insists on it.
     """
+    return _found()[0]
+
+
+def description() -> str:
+    """Return which kernels compute float32 on the CPU, and why."""
+    return _found()[1]
+
+
+def chosen() -> str:
+    """Return what ``XPCNN_KERNELS`` asks for, or raise."""
     choice = os.environ.get("XPCNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise XpcnnError(f"XPCNN_KERNELS must be one of {', '.join(CHOICES)}, not {choice!r}.")
-    if choice == "numpy":
-        return None
+    return choice
+
+
+@lru_cache
+def _found() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library or None, and what to tell of it."""
+    if (choice := chosen()) == "numpy":
+        return None, "NumPy's own (XPCNN_KERNELS=numpy)"
     try:
-        return ctypes.CDLL(str(_compiled()))
+        return ctypes.CDLL(str(_compiled())), f"native, compiled by {_compiler()[0]} for this CPU"
     except (OSError, subprocess.SubprocessError) as error:
         if choice == "native":
             raise XpcnnError(f"XPCNN_KERNELS=native, but the native kernels cannot be had: {error}") from None
-        return None
+        return None, f"NumPy's own, the native ones cannot be had: {str(error).rstrip('.')}"
 
 
 @lru_cache
