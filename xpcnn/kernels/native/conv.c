@@ -66,11 +66,17 @@ static Plan plan_of(const Conv *c, int64_t lanes_of_filters) {
     p.depth = c->channels * c->taps;
     p.padded_filters = round_up(c->filters, lanes_of_filters);
     int64_t pixels = p.images_at_once * p.band * c->cols;
-    p.staged = p.images_at_once * planes * (p.band + p.extra_rows) * p.plane_cols + 2 * LANES;
+    p.staged = p.images_at_once * planes * (p.band + p.extra_rows) * p.plane_cols + PANEL;
     p.panel = CHUNK * PITCH;
     p.turned = pixels * p.padded_filters;
     p.sums = round_up(p.depth, 24) * p.padded_filters + p.padded_filters;
     return p;
+}
+
+/* Zeros where a tile computes what nobody reads: whatever lies there could be denormal, which takes 100 times as long. */
+static void clear(const Plan *p, float *panel, int64_t panel_floats, float *staged) {
+    memset(panel, 0, 4 * panel_floats);
+    memset(staged + p->staged - PANEL, 0, 4 * PANEL);
 }
 
 static Unit unit_of(const Conv *c, const Plan *p, int64_t number) {
@@ -261,6 +267,22 @@ static void put_windows(const Conv *c, const Unit *u, int64_t group, int64_t f, 
     }
 }
 
+/* The same for places in a staged plane, of which only the first c->cols of each row are windows. */
+static void put_places(const Conv *c, const Plan *p, const Unit *u, int64_t group, int64_t f, int64_t image, int64_t first, int64_t count, const float *sums, float *y) {
+    int64_t plane = c->into_height * c->into_width, filters = smaller(ROWS, c->filters - f);
+    y += ((u->image + image) * c->groups * c->filters + group * c->filters + f) * plane;
+    for (int64_t at = 0; at < count;) {
+        int64_t row = (first + at) / p->plane_cols, col = (first + at) % p->plane_cols, length = smaller(c->cols - col, count - at);
+        float *to = y + ((u->row + row) * c->into_row_stride + c->into_row) * c->into_width + col * c->into_col_stride + c->into_col;
+        for (int64_t i = 0; i < filters; i++)
+            for (int64_t w = 0; w < length; w++) to[i * plane + w * c->into_col_stride] = sums[i * PANEL + at + w];
+        at += p->plane_cols - col;
+    }
+}
+
+/* Whether to compute every place of a plane, windows or not, rather than lay panels out for a few filters. */
+static int computes_all_places(const Conv *c, const Plan *p) { return c->filters <= 2 * ROWS && 2 * p->plane_cols <= 3 * c->cols; }
+
 /* Whether LANES windows in a row always read neighbouring floats, so that nothing need be laid out. */
 static int reads_directly(const Conv *c, const Plan *p) {
     return c->cols % LANES == 0 || (p->plane_cols == c->cols && p->extra_rows == 0 && p->band * c->cols % LANES == 0 && c->rows * c->cols % LANES == 0);
@@ -278,7 +300,8 @@ static void forward_share(void *job, int share, int shares) {
     const Plan *p = &j->p;
     float *panel = j->workspace + j->each * share, *partial = panel + p->panel, *space = partial + p->padded_filters * PANEL;
     int32_t *offsets = (int32_t *)(space + p->staged), *laid_out = offsets + p->depth;
-    int direct = reads_directly(c, p), as_is = direct && !j->pooled && is_staged(c, p);
+    clear(p, panel, p->panel, space);
+    int direct = reads_directly(c, p), all = !direct && computes_all_places(c, p), as_is = direct && !j->pooled && is_staged(c, p);
     for (int64_t k = 0; k < CHUNK; k++) laid_out[k] = k * PITCH;
     for (int64_t n = first_of(p->units, share, shares); n < first_of(p->units, share + 1, shares); n++) {
         Unit u = unit_of(c, p, n);
@@ -286,17 +309,19 @@ static void forward_share(void *job, int share, int shares) {
         if (j->pooled) stage_pooled(c, p, &u, j->pooled, space);
         else if (!as_is) stage(c, p, &u, j->x, j->group, space);
         row_offsets(c, p, &u, offsets);
-        int64_t windows = u.images * u.rows * c->cols;
-        for (int64_t first = 0; first < windows; first += PANEL) {
-            int64_t count = smaller(PANEL, windows - first);
+        int64_t windows = all ? (u.rows - 1) * p->plane_cols + c->cols : u.images * u.rows * c->cols, panels = (windows + PANEL - 1) / PANEL;
+        for (int64_t m = 0; m < panels * (all ? u.images : 1); m++) {
+            int64_t image = m / panels, first = m % panels * PANEL, count = smaller(PANEL, windows - first);
             const float *b[VECS];
-            for (int v = 0; v < VECS; v++) b[v] = direct ? staged + window_offset(c, p, &u, smaller(first + v * LANES, windows - 1)) : panel + v * LANES;
+            for (int v = 0; v < VECS; v++)
+                b[v] = all ? staged + image * u.per_image + first + v * LANES
+                     : direct ? staged + window_offset(c, p, &u, smaller(first + v * LANES, windows - 1)) : panel + v * LANES;
             for (int64_t k = 0; k < p->depth; k += CHUNK) {
                 int64_t depth = smaller(CHUNK, p->depth - k);
-                if (!direct) fill_panel(c, p, &u, staged, offsets + k, depth, first, count, panel);
+                if (!direct && !all) fill_panel(c, p, &u, staged, offsets + k, depth, first, count, panel);
                 for (int64_t f = 0; f < c->filters; f += ROWS) {
                     vec sums[ROWS][VECS], *before = (vec *)(partial + f * PANEL);
-                    multiply(count, depth, j->filters + f * p->depth + k * ROWS, b, direct ? offsets + k : laid_out, sums);
+                    multiply(count, depth, j->filters + f * p->depth + k * ROWS, ROWS, b, direct || all ? offsets + k : laid_out, sums);
                     for (int i = 0; k && i < ROWS * VECS; i++) ((vec *)sums)[i] += before[i];
                     if (k + depth < p->depth) {
                         memcpy(before, sums, sizeof sums);
@@ -304,7 +329,8 @@ static void forward_share(void *job, int share, int shares) {
                     }
                     for (int64_t i = 0; j->bias && i < smaller(ROWS, c->filters - f); i++)
                         for (int v = 0; v < VECS; v++) sums[i][v] += j->bias[j->group * c->filters + f + i];
-                    put_windows(c, &u, j->group, f, first, count, (const float *)sums, j->y);
+                    if (all) put_places(c, p, &u, j->group, f, image, first, count, (const float *)sums, j->y);
+                    else put_windows(c, &u, j->group, f, first, count, (const float *)sums, j->y);
                 }
             }
         }
@@ -352,6 +378,7 @@ static void pooled_share(void *job, int share, int shares) {
         for (int64_t k = 0; k < c->channels; k++)
             for (int64_t t = 0; t < at->taps; t++) rows[n++] = (k * c->taps + at->tap_of[q * at->taps + t]) * PITCH;
     const float *b[VECS];
+    clear(p, panel, p->depth * PITCH, staged);
     for (int v = 0; v < VECS; v++) b[v] = panel + v * LANES;
     for (int64_t n = first_of(p->units, share, shares); n < first_of(p->units, share + 1, shares); n++) {
         Unit u = unit_of(c, p, n);
@@ -364,9 +391,9 @@ static void pooled_share(void *job, int share, int shares) {
             for (int64_t f = 0; f < c->filters; f += ROWS) {
                 vec best[ROWS][VECS], sums[ROWS][VECS];
                 ivec index[ROWS][VECS] = {{{0}}};
-                multiply(count, depth, j->filters + f * depth, b, rows, best);
+                multiply(count, depth, j->filters + f * depth, ROWS, b, rows, best);
                 for (int64_t q = 1; q < at->places; q++) {
-                    multiply(count, depth, j->filters + f * depth, b, rows + q * depth, sums);
+                    multiply(count, depth, j->filters + f * depth, ROWS, b, rows + q * depth, sums);
                     for (int i = 0; i < ROWS; i++)
                         for (int v = 0; v < VECS; v++) {
                             vec s = sums[i][v], old = best[i][v];
@@ -522,6 +549,7 @@ static void gradient_share(void *job, int share, int shares) {
     float *panel = sums + p->sums, *staged = panel + p->panel, *turned = staged + p->staged;
     int32_t *offsets = (int32_t *)(turned + p->turned + (j->pooled ? turning_floats(c, p) : 0));
     memset(sums, 0, 4 * p->sums);
+    clear(p, panel, p->panel, staged);
     for (int64_t n = first_of(p->units, share, shares); n < first_of(p->units, share + 1, shares); n++) {
         Unit u = unit_of(c, p, n);
         stage(c, p, &u, j->x, j->group, staged);

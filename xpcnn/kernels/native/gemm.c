@@ -13,29 +13,30 @@ typedef struct {
 static int64_t blocks_of(const Product *p) { return (p->rows + ROWS - 1) / ROWS; }
 static int64_t panels_of(const Product *p) { return (p->cols + PANEL - 1) / PANEL; }
 
-/* ROWS rows as columns of ROWS floats, in pieces that stay in registers or next to them. */
-static void turn_rows(const float *from, int64_t row_step, int64_t columns, float *to) {
-    int64_t k = 0;
-    for (; k + LANES <= columns; k += LANES) {
-        float piece[LANES * LANES];
-        transpose(from + k, row_step, ROWS, piece, LANES, LANES);
-        for (int64_t c = 0; c < LANES; c++) memcpy(to + (k + c) * ROWS, piece + c * LANES, 4 * ROWS);
-    }
-    for (; k < columns; k++)
-        for (int64_t i = 0; i < ROWS; i++) to[k * ROWS + i] = from[i * row_step + k];
-}
+/* Whether A's rows lie side by side, so that its columns serve as they are; but for the last rows. */
+static int reads_directly(const Product *p, int64_t block) { return p->a_row == 1 && (block + 1) * ROWS <= p->rows; }
 
 /* Lay A out in blocks: (blocks, depth, ROWS), zeros below the last row. */
 static void pack_share(void *job, int share, int shares) {
     const Product *p = job;
-    for (int64_t n = first_of(blocks_of(p), share, shares); n < first_of(blocks_of(p), share + 1, shares); n++) {
-        float *to = p->workspace + n * ROWS * p->depth;
+    int64_t end = first_of(blocks_of(p), share + 1, shares), pair = LANES / ROWS;
+    float piece[LANES * LANES];
+    for (int64_t n = first_of(blocks_of(p), share, shares), next; n < end; n = next) {
         const float *from = p->a + n * ROWS * p->a_row;
-        int64_t rows = smaller(ROWS, p->rows - n * ROWS);
-        if (p->a_col == 1 && rows == ROWS) turn_rows(from, p->a_row, p->depth, to);
-        else
-            for (int64_t k = 0; k < p->depth; k++)
-                for (int64_t i = 0; i < ROWS; i++) to[k * ROWS + i] = i < rows ? from[i * p->a_row + k * p->a_col] : 0;
+        float *to = p->workspace + n * ROWS * p->depth;
+        int64_t rows = smaller(ROWS, p->rows - n * ROWS), k = 0;
+        next = n + 1;
+        if (reads_directly(p, n)) continue;
+        if (LANES % ROWS == 0 && p->a_col == 1 && n + pair <= end && (n + pair) * ROWS <= p->rows) /* LANES rows at once */
+            for (next = n + pair; k + LANES <= p->depth; k += LANES) {
+                transpose(from + k, p->a_row, LANES, piece, LANES, LANES);
+                for (int64_t c = 0; c < LANES; c++)
+                    for (int64_t i = 0; i < pair; i++)
+                        memcpy(to + (i * p->depth + k + c) * ROWS, piece + c * LANES + i * ROWS, 4 * ROWS);
+            }
+        for (int64_t block = n; block < next; block++, from += ROWS * p->a_row, to += ROWS * p->depth)
+            for (int64_t c = k; c < p->depth; c++)
+                for (int64_t i = 0; i < ROWS; i++) to[c * ROWS + i] = i < rows ? from[i * p->a_row + c * p->a_col] : 0;
     }
 }
 
@@ -73,7 +74,9 @@ static void product_share(void *job, int share, int shares) {
             for (int v = 0; v < VECS; v++) from[v] = (direct ? p->b + k * p->b_row + col : b) + v * LANES;
             for (int64_t n = block; n < last_block; n++) {
                 vec sums[ROWS][VECS];
-                multiply(cols, depth, p->workspace + (n * p->depth + k) * ROWS, from, at, sums);
+                int as_is = reads_directly(p, n);
+                const float *a = as_is ? p->a + n * ROWS + k * p->a_col : p->workspace + (n * p->depth + k) * ROWS;
+                multiply(cols, depth, a, as_is ? p->a_col : ROWS, from, at, sums);
                 for (int64_t i = 0; i < smaller(ROWS, p->rows - n * ROWS); i++) {
                     float *to = p->c + (n * ROWS + i) * p->cols + col, *row = (float *)sums[i];
                     if (k)

@@ -6,13 +6,13 @@
 
 #define PANEL (VECS * LANES) /* columns of a tile */
 
-/* sums[i][v] = the products of ROWS rows (a: depth x ROWS) with VECS vectors of columns: row k of vector v is at b[v] + at[k]. */
+/* sums[i][v] = the products of ROWS rows (of which `a` has column k at k * step) with VECS vectors of columns: row k of vector v is at b[v] + at[k]. */
 #define MULTIPLY(NAME, NV) \
-    static __attribute__((noinline)) void NAME(int64_t depth, const float *a, const float *const b[VECS], const int32_t *at, vec sums[ROWS][VECS]) { \
+    static __attribute__((noinline)) void NAME(int64_t depth, const float *a, int64_t step, const float *const b[VECS], const int32_t *at, vec sums[ROWS][VECS]) { \
         vec s[ROWS][NV] = {{{0}}}; \
         const float *row[NV]; \
         for (int v = 0; v < NV; v++) row[v] = b[v]; \
-        for (int64_t k = 0; k < depth; k++, a += ROWS) { \
+        for (int64_t k = 0; k < depth; k++, a += step) { \
             vec w[NV]; \
             _Pragma("GCC unroll 3") for (int v = 0; v < NV; v++) w[v] = load(row[v] + at[k]); \
             _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++) \
@@ -25,10 +25,10 @@ MULTIPLY(multiply1, 1)
 MULTIPLY(multiply2, 2)
 MULTIPLY(multiply3, 3)
 
-INLINE void multiply(int64_t columns, int64_t depth, const float *a, const float *const b[VECS], const int32_t *at, vec sums[ROWS][VECS]) {
-    if (columns > 2 * LANES) multiply3(depth, a, b, at, sums);
-    else if (columns > LANES) multiply2(depth, a, b, at, sums);
-    else multiply1(depth, a, b, at, sums);
+INLINE void multiply(int64_t columns, int64_t depth, const float *a, int64_t step, const float *const b[VECS], const int32_t *at, vec sums[ROWS][VECS]) {
+    if (columns > 2 * LANES) multiply3(depth, a, step, b, at, sums);
+    else if (columns > LANES) multiply2(depth, a, step, b, at, sums);
+    else multiply1(depth, a, step, b, at, sums);
 }
 
 #endif
