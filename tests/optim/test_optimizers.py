@@ -140,3 +140,9 @@ def test_numpy_numbers_do_not_widen_parameters():
         new, state = optimizer.update(dict(params), optimizer.init(params), params, 0)
         assert new["p"].dtype == np.float32
         assert all(moment["p"].dtype == np.float32 for moment in state.values())
+
+
+def test_a_gradient_of_another_dtype_is_computed_with_not_read_as_bytes():
+    p, g = np.ones(3000, np.float32), np.full(3000, 2.0)
+    new, _ = optim.sgd(lr=0.5).update({"p": g}, {}, {"p": p}, 0)
+    np.testing.assert_array_equal(new["p"], 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from math import prod
 from typing import Any
@@ -19,7 +19,8 @@ from xpcnn.kernels.window import Window
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
 PIECE = 1 << 14  # elements of each array at a time in elementwise work
 LARGE = 64  # pixels of an image's output
-FEW_CHANNELS = 4
+FEW_CHANNELS = 8
+LONG_RUN = 64  # pixels of one row in all images
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
 WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of our own
 FEW_ROWS = 5  # fewer are a product with vectors, which packing does not help
@@ -101,13 +102,16 @@ def engine(work: str, x: Array, axes: int | None = None) -> Any:
     """Return the module of `xpcnn.kernels.native` that does a work on float32 arrays, where there is a C compiler."""
     if x.dtype != np.float32 or (axes is not None and axes > 2) or native.library() is None:
         return None
-    return import_module(f"xpcnn.kernels.native.{work}")
+    return _module(f"xpcnn.kernels.native.{work}")
+
+
+_module = lru_cache(import_module)
 
 
 def rowwise_engine(x: Array, win: Window) -> Any:
-    """Return the convolution by rows of the kernel; small images and few channels do not repay its several products."""
-    pays = prod(win.out) >= LARGE and x.shape[1] >= FEW_CHANNELS
-    return import_module("xpcnn.kernels.rowwise") if pays else None
+    """Return the convolution by rows of the kernel; small images, few images or channels do not repay its products."""
+    pays = prod(win.out) >= LARGE and x.shape[1] >= FEW_CHANNELS and x.shape[0] * win.out[-1] >= LONG_RUN
+    return _module("xpcnn.kernels.rowwise") if pays else None
 
 
 def first_max(parts: Sequence[Array], first: Array | None, xp: Namespace) -> tuple[Array, Array]:

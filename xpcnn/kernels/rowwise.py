@@ -24,8 +24,8 @@ from xpcnn.kernels.reference import Arrays
 from xpcnn.kernels.window import Ints, Window
 
 WIDE = 24  # pixels of an output row from which on it copies well by itself
-PIXELS = 4096  # of output in a block of images: what its columns take stays in a core's cache
-MOST_IMAGES = 16  # in a block; more would fall into the same sets of the cache when they are transposed
+PIXELS = 16384  # of output in a block of images: Python between short calls keeps the other threads waiting
+MOST_IMAGES = 64  # in a block
 
 
 def forward(

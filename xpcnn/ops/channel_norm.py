@@ -14,7 +14,7 @@ from xpcnn.backend import Array, Namespace
 from xpcnn.ops import _check
 
 Arrays = tuple[Array, ...]
-ARRAYS = 16  # of an image's size that a block is said to take: twice what it does, which leaves a core's cache room
+ARRAYS = 4  # of an image's size that a block takes
 
 
 class Kept(NamedTuple):

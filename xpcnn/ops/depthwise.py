@@ -19,7 +19,7 @@ from xpcnn.kernels import Window
 from xpcnn.ops import _check
 
 Arrays = tuple[Array, ...]
-LONGEST = 96  # pixels of a row, beyond which multiplying zeros takes longer than laying out columns
+LONGEST = 48  # pixels of a row, beyond which multiplying zeros takes longer than laying out columns
 
 
 def fits(x: Array, win: Window, groups: int) -> bool:
@@ -75,8 +75,8 @@ def backward(
     dx, (dt, dbias) = k.map_blocks(block, x.shape[0], _bytes(x, weight, win), xp)
     dt = xp.reshape(dt, (*dt.shape[:3], repeat, win.out[-1]))  # (R, C, W, m, OW)
     dt = xp.permute_dims(dt, (1, 3, 0, 2, 4))
-    dt = xp.reshape(dt, (prod(weight.shape) // win.kernel[-1], win.size[-1] * win.out[-1]))
-    dweight = xp.reshape(xp.matmul(dt, _places(win, x, xp).T), weight.shape)
+    dt = xp.reshape(dt, (channels, prod(weight.shape[2:-1]) * repeat, win.size[-1] * win.out[-1]))
+    dweight = xp.reshape(k.matmul(dt, _places(win, x, xp).T, xp), weight.shape)
     return dx[0] if need_dx else None, dweight, xp.reshape(dbias, (weight.shape[0],))
 
 
@@ -108,7 +108,8 @@ def _order(ndim: int, back: bool = False) -> tuple[int, ...]:
 def _bands(weight: Array, channels: int, win: Window, xp: Namespace) -> list[Array]:
     """Return T of each row of the kernel: (C, W, m·OW)."""
     repeat, lines = weight.shape[0] // channels, win.taps // win.kernel[-1]
-    t = xp.matmul(xp.reshape(weight, (weight.shape[0] * lines, win.kernel[-1])), _places(win, weight, xp))
+    w = xp.reshape(weight, (channels, repeat * lines, win.kernel[-1]))  # a stack of small products wakes no threads
+    t = kernels.of(xp).matmul(w, _places(win, weight, xp), xp)
     t = xp.reshape(t, (channels, repeat, lines, win.size[-1], win.out[-1]))
     t = xp.permute_dims(t, (2, 0, 3, 1, 4))  # (R, C, W, m, OW)
     return [xp.reshape(t[a, ...], (channels, win.size[-1], repeat * win.out[-1])) for a in range(lines)]

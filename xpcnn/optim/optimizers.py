@@ -160,7 +160,8 @@ def _apply(
     for path, p in params.items():
         xp = array_namespace(p)
         arrays = [p, grads[path], *(values[path] for values in state.values())]
-        if engine := kernels.of(xp).engine("elementwise", p):
+        alike = all(array.dtype == p.dtype and array.shape == p.shape for array in arrays)
+        if alike and (engine := kernels.of(xp).engine("elementwise", p)):
             new[path], *changed = engine.update(name, numbers, *arrays)
         else:
             new[path], *changed = kernels.of(xp).elementwise(rule, arrays, xp)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,12 @@ import numpy as np
 from xpcnn.kernels import memory
 from xpcnn.kernels.native.build import function
 from xpcnn.kernels.native.call import Bytes, Floats, address, passes, plain
+
+FIELDS = (  # of an optimizer's arrays, by the number of its moments
+    ("a", "b", "y"),
+    ("a", "b", "v", "y", "new_v"),
+    ("a", "b", "v", "w", "y", "new_v", "new_w"),
+)
 
 
 class Pass(ctypes.Structure):
@@ -44,16 +49,18 @@ def add(a: Floats, b: Floats) -> Floats:
     return y
 
 
-def update(name: str, numbers: Sequence[float], p: Floats, g: Floats, *moments: Floats) -> tuple[Floats, ...]:
-    """Return a parameter and its moments after an optimizer's step."""
+def update(name: str, numbers: tuple[float, ...], p: Floats, g: Floats, *moments: Floats) -> tuple[Floats, ...]:
+    """Return a parameter and its moments, all of one shape, after an optimizer's step."""
     new = tuple(memory.empty(p.shape, np.float32) for _ in range(1 + len(moments)))
-    before, after = zip("vw", moments, strict=False), zip(("y", "new_v", "new_w"), new, strict=False)
-    _run(name, numbers, a=p, b=g, **dict(before), **dict(after))
+    arrays = [*plain(p, g, *moments), *new]
+    job = Pass(count=p.size, numbers=(*numbers, *(0.0,) * (5 - len(numbers))))
+    for field, array in zip(FIELDS[len(moments)], arrays, strict=True):
+        setattr(job, field, address(array))
+    function(name)(ctypes.byref(job), passes(p.size * len(arrays)))
     return new
 
 
-def _run(name: str, numbers: Sequence[float] = (), /, **arrays: Any) -> None:
+def _run(name: str, **arrays: Any) -> None:
     held = dict(zip(arrays, plain(*arrays.values()), strict=True))
     job = Pass(count=held["y"].size, **{key: address(array) for key, array in held.items()})
-    job.numbers[: len(numbers)] = numbers
     function(name)(ctypes.byref(job), passes(held["y"].size))
