@@ -21,6 +21,7 @@ from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
 from xpcnn.files import write_whole
 from xpcnn.kernels import threads
+from xpcnn.kernels.threads import single_threaded_blas
 from xpcnn.layers import Layer, from_config, leaves, to_config
 from xpcnn.layers.base import Arrays, Parameter, Shape, checked_shape
 from xpcnn.layers.plan import Footprint, Plan, footprint, optimizer_bytes
@@ -201,7 +202,7 @@ class Model:
         on_device = is_array_api_obj(x) and not isinstance(x, np.ndarray)
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
-        with self.backend.context():
+        with self.backend.context(), single_threaded_blas():
             pieces = [self._forward(x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
             if on_device or self.backend.name == "numpy":
                 y = xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]

@@ -78,7 +78,7 @@ def test_two_callers_at_once_get_their_own_results(many_threads, rng):
 def test_an_interrupted_caller_does_not_keep_blas(many_threads):
     """As if Ctrl-C had hit before the caller could leave: its mark goes with it, and the next caller restores."""
     before = widths()
-    holder = threads._single_threaded_blas()
+    holder = threads.single_threaded_blas()
     holder.__enter__()
     assert set(widths()) <= {1}
     threads._callers.clear()

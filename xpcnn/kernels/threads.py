@@ -126,7 +126,7 @@ def run(tasks: list[Callable[[], None]]) -> None:
         for task in tasks:
             task()
         return
-    with _single_threaded_blas():
+    with single_threaded_blas():
         own, others = tasks[::threads], []
         for number in range(1, threads):
             share = tasks[number::threads]
@@ -154,9 +154,10 @@ def _run_all(tasks: list[Callable[[], None]]) -> None:
 
 
 @contextlib.contextmanager
-def _single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread while any caller is inside."""
+def single_threaded_blas() -> Iterator[None]:
+    """Hold BLAS to one thread while any caller is inside: its own would spin after a product and take the cores."""
     global _held, _widths
+    thread_count()  # which asks BLAS, as long as it answers for itself
     caller = threading.Event()  # any object that can be referred to weakly
     try:
         with _lock:

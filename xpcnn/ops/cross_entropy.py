@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
+from xpcnn import kernels
 from xpcnn.backend import Array, Namespace, is_numpy
 from xpcnn.errors import ArrayTypeError, XpcnnError
 from xpcnn.ops import _check, half
-from xpcnn.ops.reduction import check_reduction, divided
+from xpcnn.ops.reduction import check_reduction, divided, reduced, share_of
 from xpcnn.ops.softmax import below_max
 
 
@@ -20,6 +21,13 @@ class CrossEntropySaved(NamedTuple):
     probabilities: Array  # softmax(logits), (N, K, ...)
     q: Array  # the weighted, smoothed targets, (N, K, ...)
     divisor: Array | None  # of the mean, () or None
+    reduction: str
+
+
+class SlopesSaved(NamedTuple):
+    """The same where a backend's engine found the gradient together with the loss."""
+
+    slopes: Array  # (N, K), of each example's loss
     reduction: str
 
 
@@ -33,7 +41,7 @@ def softmax_cross_entropy(
     ignore_index: int | None = None,
     reduction: str = "mean",
     xp: Namespace | None = None,
-) -> tuple[Array, CrossEntropySaved]:
+) -> tuple[Array, CrossEntropySaved | SlopesSaved]:
     """Cross-entropy of softmax: ``loss = -Σ_k q_k · log softmax(logits)_k``, ``q_k = w_k·((1-ε)·t_k + ε/K)`` [1]_.
 
     Parameters
@@ -55,7 +63,7 @@ def softmax_cross_entropy(
     Returns
     -------
     loss : array () or, with "none", (N, ...)
-    saved : CrossEntropySaved
+    saved : CrossEntropySaved or SlopesSaved
 
     Raises
     ------
@@ -72,6 +80,10 @@ def softmax_cross_entropy(
     label_smoothing = float(label_smoothing)
     if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
         raise XpcnnError(f"ignore_index must be a whole number or None, not {ignore_index!r}.")
+    if class_weights is None and ignore_index is None and not label_smoothing:
+        whole = _by_engine(logits, targets, reduction, xp)
+        if whole is not None:
+            return whole
     shape, where = tuple(logits.shape), device(logits)
     classes, by_class = shape[1], (1, -1) + (1,) * (len(shape) - 2)  # (1, K, 1, ...)
     weights = xp.ones(classes, dtype=logits.dtype, device=where) if class_weights is None else class_weights
@@ -103,27 +115,47 @@ def softmax_cross_entropy(
 
 @half.backward
 def softmax_cross_entropy_backward(
-    saved: CrossEntropySaved, dy: Array | None = None, *, xp: Namespace | None = None
+    saved: CrossEntropySaved | SlopesSaved, dy: Array | None = None, *, xp: Namespace | None = None
 ) -> Array:
     """Return the gradient of the logits: ``(softmax·Σq - q) · dy``, divided as the loss was; 0 if no label counts.
 
     Parameters
     ----------
-    saved : CrossEntropySaved
+    saved : CrossEntropySaved or SlopesSaved
         From the forward call.
     dy : array, optional
         The gradient of the loss, of its shape; ones by default.
     """
-    p, q, divisor, reduction = saved
-    xp = _check.namespace(xp, {"dy": dy}, p=p)
-    dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
-    if divisor is not None:
-        one = xp.ones((), dtype=divisor.dtype, device=device(divisor))
-        dlogits = dlogits / xp.where(divisor == 0, one, divisor)  # where no label counts, q and so dlogits are 0
+    xp = _check.namespace(xp, {"dy": dy}, saved=saved[0])
+    dlogits = _slopes(saved, xp)
     if dy is None:
         return dlogits
-    _check.same_shape("dy", dy, (p.shape[0], *p.shape[2:]) if reduction == "none" else (), "the shape of the loss")
-    return dlogits * (xp.expand_dims(dy, axis=1) if reduction == "none" else dy)
+    shape = (dlogits.shape[0], *dlogits.shape[2:]) if saved.reduction == "none" else ()
+    _check.same_shape("dy", dy, shape, "the shape of the loss")
+    return dlogits * (xp.expand_dims(dy, axis=1) if saved.reduction == "none" else dy)
+
+
+def _slopes(saved: CrossEntropySaved | SlopesSaved, xp: Namespace) -> Array:
+    """Return the gradient of the logits for a dy of ones."""
+    if isinstance(saved, SlopesSaved):
+        return saved.slopes * share_of(saved.slopes.shape[0]) if saved.reduction == "mean" else saved.slopes
+    p, q, divisor, _ = saved
+    dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
+    if divisor is None:
+        return dlogits
+    one = xp.ones((), dtype=divisor.dtype, device=device(divisor))
+    return dlogits / xp.where(divisor == 0, one, divisor)  # where no label counts, q and so dlogits are 0
+
+
+def _by_engine(logits: Array, labels: Array, reduction: str, xp: Namespace) -> tuple[Array, SlopesSaved] | None:
+    """Return loss and gradient by a backend's engine; None where it has none for these, or would raise."""
+    plain = logits.ndim == 2 and logits.shape[0] and _is_integer(labels) and tuple(labels.shape) == logits.shape[:1]
+    engine = kernels.of(xp).engine("loss", logits) if plain else None
+    if not engine:
+        return None
+    _check.library(logits=logits, targets=labels)
+    found = engine.cross_entropy(logits, labels)
+    return None if found is None else (reduced(found[0], reduction, len(labels), xp), SlopesSaved(found[1], reduction))
 
 
 def _one_hot(logits: Array, labels: Array, ignore_index: int | None, xp: Namespace) -> tuple[Array, Array]:

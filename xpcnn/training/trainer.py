@@ -17,6 +17,7 @@ from xpcnn.backend import Array
 from xpcnn.data import Dataset
 from xpcnn.errors import ArrayTypeError, XpcnnError, whole
 from xpcnn.kernels import memory
+from xpcnn.kernels.threads import single_threaded_blas
 from xpcnn.layers.base import Arrays
 from xpcnn.layers.plan import Footprint, Plan, arrays_in, bytes_of, memory_size
 from xpcnn.model import Model, batches
@@ -113,7 +114,7 @@ class Trainer:
             Labels or probabilities.
         """
         model = self.model
-        with model.backend.context():
+        with model.backend.context(), single_threaded_blas():
             loss, grads, state = self._gradients(x, t)
             params, self.opt_state = self.optimizer.update(grads, self.opt_state, model.parameters(), self.steps)
             model.replace_arrays(params, state)

@@ -14,7 +14,7 @@ Bytes = np.ndarray[Any, Any]
 
 MOST_SHARES = 256  # as threads.c has it
 WORTH_FLOPS = 1 << 22  # multiply-adds below which waking a thread takes longer than it saves
-WORTH_PASSES = 1 << 17  # the same of elements read in elementwise work
+WORTH_PASSES = 1 << 18  # the same of elements read in elementwise work
 
 
 def shares(multiply_adds: int) -> int:

@@ -574,18 +574,132 @@ static void gradient_share(void *job, int share, int shares) {
     }
 }
 
+/* With pooling, all but one value of each pooling window is 0. Only the windows that won are multiplied, each with the
+ * lines of its patch: kernel columns that lie side by side in a staged plane, as a vector whose other lanes nobody reads. */
+typedef struct { float value; int32_t from; } Winner;
+
+/* sums += value * line over the winners, for R lines; two sums of each, since a product takes its time. */
+#define COLLECT(R, V) \
+    static void collect_##V##R(const Winner *winners, int64_t count, const float *staged, const int32_t *lines, float *sums) { \
+        V s[2][R]; \
+        const float *at[R]; \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) s[0][r] = s[1][r] = (V){0}, at[r] = staged + lines[r]; \
+        for (int64_t n = 0; n < count; n += 2) /* one more than counts is there, a 0 */ \
+            _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) \
+                    s[i][r] += winners[n + i].value * *(const V *)(at[r] + winners[n + i].from); \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) *(V *)(sums + r * LANES) += s[0][r] + s[1][r]; \
+    }
+#define COLLECT_ALL(V) \
+    COLLECT(1, V) COLLECT(2, V) COLLECT(3, V) COLLECT(4, V) COLLECT(5, V) COLLECT(6, V) COLLECT(7, V) COLLECT(8, V)
+COLLECT_ALL(vec)
+COLLECT_ALL(half)
+
+static void collect(const Winner *winners, int64_t count, const float *staged, const int32_t *lines, int64_t all, int narrow, float *sums) {
+    static void (*const with[2][8])(const Winner *, int64_t, const float *, const int32_t *, float *) = {
+        {collect_vec1, collect_vec2, collect_vec3, collect_vec4, collect_vec5, collect_vec6, collect_vec7, collect_vec8},
+        {collect_half1, collect_half2, collect_half3, collect_half4, collect_half5, collect_half6, collect_half7, collect_half8}};
+    int64_t blocks = (all + 7) / 8;
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t r = first_of(all, b, blocks), n = first_of(all, b + 1, blocks) - r;
+        with[narrow][n - 1](winners, count, staged, lines + r, sums + r * LANES);
+    }
+}
+
+static int64_t kernel_cols(const Conv *c) { /* taps in the kernel's first row */
+    int64_t cols = 1;
+    while (cols < c->taps && c->tap[3 * cols] == c->tap[0]) cols++;
+    return cols;
+}
+
+/* Whether the kernel's columns are neighbours in a staged plane, few enough for a vector, and lines not too many. */
+static int collects(const Conv *c, const Plan *p) {
+    int64_t cols = kernel_cols(c);
+    return p->col_phases == 1 && p->row_phases == 1 && cols <= LANES && (cols == 1 || c->tap[4] - c->tap[1] == 1)
+        && c->channels * (c->taps / cols) <= 64;
+}
+
+static int64_t winners_of(const Conv *c, const Plan *p, const Unit *u, const Pooled *from, int64_t image, int64_t f, Winner *winners) {
+    int64_t cols = c->cols / c->pool_cols, rows = u->rows / c->pool_rows, count = 0;
+    int64_t at = (((u->image + image) * c->filters + f) * (c->rows / c->pool_rows) + u->row / c->pool_rows) * cols;
+    int32_t place_of[256], step = c->pool_cols;
+    for (int64_t q = 0; q < c->pool_rows * c->pool_cols; q++) place_of[q] = q / c->pool_cols * p->plane_cols + q % c->pool_cols;
+    for (int64_t r = 0; r < rows; r++, at += cols) {
+        const float *dy = from->dy + at;
+        const uint8_t *active = from->active + at, *place = from->place + at;
+        int32_t start = image * u->per_image + r * c->pool_rows * p->plane_cols;
+        for (int64_t q = 0; q < cols; q++, start += step) {
+            winners[count] = (Winner){dy[q], start + place_of[place[q]]};
+            count += active[q];
+        }
+    }
+    winners[count] = (Winner){0, 0};
+    return count;
+}
+
+static void collect_share(void *job, int share, int shares) {
+    const Gradient *j = job;
+    const Conv *c = j->c;
+    const Plan *p = &j->p;
+    int64_t cols = kernel_cols(c), rows = c->taps / cols, all = c->channels * rows;
+    float *sums = j->workspace + j->each * share, *dbias = sums + c->filters * all * LANES, *staged = dbias + c->filters;
+    int32_t *lines = (int32_t *)(staged + p->staged);
+    Winner *winners = (Winner *)(lines + all);
+    memset(sums, 0, 4 * (staged - sums));
+    memset(staged + p->staged - PANEL, 0, 4 * PANEL);
+    for (int64_t n = first_of(p->units, share, shares); n < first_of(p->units, share + 1, shares); n++) {
+        Unit u = unit_of(c, p, n);
+        stage(c, p, &u, j->x, 0, staged);
+        for (int64_t r = 0; r < all; r++) lines[r] = r / rows * u.plane + (c->tap[3 * (r % rows * cols)] - p->top) * p->plane_cols;
+        for (int64_t i = 0; i < u.images; i++)
+            for (int64_t f = 0; f < c->filters; f++) {
+                int64_t count = winners_of(c, p, &u, j->pooled, i, f, winners);
+                float sum[2] = {0};
+                for (int64_t w = 0; w < count; w += 2) sum[0] += winners[w].value, sum[1] += winners[w + 1].value;
+                dbias[f] += sum[0] + sum[1];
+                collect(winners, count, staged, lines, all, cols <= LANES / 2, sums + f * all * LANES);
+            }
+    }
+}
+
+static int64_t collect_floats(const Conv *c, const Plan *p) { /* of one share */
+    int64_t all = c->channels * (c->taps / kernel_cols(c)), pooled = p->band / c->pool_rows * (c->cols / c->pool_cols);
+    return round_up(c->filters * (all * LANES + 1) + p->staged + all + 2 * (pooled + 2), LANES);
+}
+
+static void collect_gradient(Gradient *j, float *dw, float *dbias, int shares) {
+    const Conv *c = j->c;
+    int64_t cols = kernel_cols(c), rows = c->taps / cols, all = c->channels * rows;
+    j->each = collect_floats(c, &j->p);
+    shares = smaller(shares, j->p.units);
+    in_shares(collect_share, j, shares);
+    for (int s = 1; s < shares; s++) /* in the shares' order */
+        for (int64_t i = 0; i < c->filters * (all * LANES + 1); i++) j->workspace[i] += j->workspace[s * j->each + i];
+    for (int64_t f = 0; f < c->filters; f++) {
+        dbias[f] = j->workspace[c->filters * all * LANES + f];
+        for (int64_t r = 0; r < all; r++)
+            for (int64_t q = 0; q < cols; q++)
+                dw[f * c->weight_filter + r / rows * c->weight_channel + c->tap[3 * (r % rows * cols + q) + 2]] =
+                    j->workspace[(f * all + r) * LANES + q];
+    }
+}
+
 static int64_t gradient_floats(const Conv *c, const Plan *p) { /* of one share */
     return round_up(p->sums + p->staged + p->panel + p->turned + turning_floats(c, p) + p->depth, LANES);
 }
 
 EXPORT int64_t conv_gradient_workspace(const Conv *c, int shares) {
     Plan p = plan_of(c, LANES);
-    return shares * gradient_floats(c, &p);
+    return shares * larger(gradient_floats(c, &p), collects(c, &p) ? collect_floats(c, &p) : 0);
 }
 
 /* dw (as w) and dbias (groups x filters) from x and dy, or from the gradient of the pooled image. */
 EXPORT void conv_gradient(const Conv *c, const float *x, const float *dy, const Pooled *pooled, float *dw, float *dbias, float *workspace, int shares) {
     Gradient j = {.c = c, .p = plan_of(c, LANES), .x = x, .dy = dy, .pooled = pooled, .workspace = workspace};
+    if (pooled && collects(c, &j.p)) {
+        collect_gradient(&j, dw, dbias, shares);
+        return;
+    }
     j.each = gradient_floats(c, &j.p);
     shares = smaller(shares, j.p.units);
     for (j.group = 0; j.group < c->groups; j.group++) {

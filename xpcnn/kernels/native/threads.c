@@ -8,7 +8,7 @@
 #include <stdatomic.h>
 
 #define MOST 256
-#define SPINS 2000 /* looks at the clock of jobs before a thread goes to sleep: tens of microseconds */
+#define SPINS 8000 /* looks for a job before a thread goes to sleep: a few tenths of a millisecond, as the next one is due */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
