@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
@@ -202,7 +203,8 @@ class Model:
         on_device = is_array_api_obj(x) and not isinstance(x, np.ndarray)
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
-        with self.backend.context(), single_threaded_blas():
+        quiet = single_threaded_blas() if x.shape[:1] > (1,) else nullcontext()  # one image wakes no threads anyway
+        with self.backend.context(), quiet:
             pieces = [self._forward(x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
             if on_device or self.backend.name == "numpy":
                 y = xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]

@@ -25,6 +25,14 @@ class Window:
     before: Ints  # padding before the input
     out: Ints  # number of windows
 
+    def __hash__(self) -> int:
+        """Return what is found once: windows are keys of many caches."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.size, self.kernel, self.stride, self.dilation, self.before, self.out))
+
     @cached_property
     def extent(self) -> Ints:
         """Length of the padded input that the windows cover."""

@@ -39,9 +39,11 @@ def forward(op: Op) -> Op:
 
     @wraps(op)
     def run(*args: Any, **options: Any) -> Any:
-        if not any(map(is_half, args)) and not any(map(is_half, options.values())):
+        if args and not is_half(args[0]):  # then none is: the op itself refuses mixed dtypes
             return op(*args, **options)
         bound = signature.bind(*args, **options)
+        if not any(map(is_half, bound.arguments.values())):
+            return op(*args, **options)
         floats = {name: value for name, value in bound.arguments.items() if _is_float(value)}
         _check.one_dtype(floats)
         dtype = next(iter(floats.values())).dtype
