@@ -17,7 +17,8 @@ from xpcnn.kernels import native
 from xpcnn.kernels.native import build
 
 COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+UNWANTED = os.environ.get("XPCNN_KERNELS") == "numpy"
+needs_compiler = pytest.mark.skipif(COMPILER is None or UNWANTED, reason="no C compiler, or XPCNN_KERNELS=numpy")
 TOLERANCE = 2e-6  # of the largest value, times the root of the number of terms
 
 
@@ -309,3 +310,47 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 def test_the_sources_belong_to_the_package():
     assert {path.suffix for path in build.SOURCES.iterdir()} >= {".c", ".h", ".py"}
+
+
+@needs_compiler
+def test_cross_entropy_for_labels_matches_the_agnostic_path(rng):
+    logits = rng.standard_normal((50, 7)) * 30
+    logits[0] = 3e38, -3e38, 0, 0, 0, 0, 0
+    logits = logits.astype(np.float32)
+    labels = rng.integers(0, 7, 50)
+    labels[0] = 1
+    for reduction in ("mean", "sum", "none"):
+        loss, saved = ops.softmax_cross_entropy(logits[1:], labels[1:], reduction=reduction)
+        expected, kept = ops.softmax_cross_entropy(logits[1:].astype(float), labels[1:], reduction=reduction)
+        assert type(saved).__name__ == "SlopesSaved"
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        dy = rng.standard_normal(np.shape(expected))
+        found = ops.softmax_cross_entropy_backward(saved, np.asarray(dy, np.float32))
+        np.testing.assert_allclose(found, ops.softmax_cross_entropy_backward(kept, np.asarray(dy)), atol=1e-6)
+    loss, _ = ops.softmax_cross_entropy(logits, labels)
+    assert np.isfinite(loss)
+    with pytest.raises(xc.XpcnnError, match="labels from 0 to 6"):
+        ops.softmax_cross_entropy(logits, labels + 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad", "adam"])
+def test_updates_match_the_agnostic_rules(rng, name):
+    make = {
+        "sgd": lambda: xc.optim.sgd(0.1),
+        "momentum": lambda: xc.optim.sgd(0.1, 0.9),
+        "nesterov": lambda: xc.optim.sgd(0.1, 0.9, nesterov=True),
+        "adagrad": lambda: xc.optim.adagrad(0.1),
+        "adam": lambda: xc.optim.adam(0.1),
+    }[name]()
+    p, (g1, g2) = rng.standard_normal(5000), rng.standard_normal((2, 5000))
+    wide, narrow = {"p": p}, {"p": p.astype(np.float32)}
+    states = make.init(wide), make.init(narrow)
+    for step, g in enumerate((g1, g2)):
+        wide, state = make.update({"p": g}, states[0], wide, step)
+        narrow, state32 = make.update({"p": g.astype(np.float32)}, states[1], narrow, step)
+        states = state, state32
+    assert narrow["p"].dtype == np.float32
+    np.testing.assert_allclose(narrow["p"], wide["p"], atol=2e-6)
+    for moment, values in state.items():
+        np.testing.assert_allclose(state32[moment]["p"], values["p"], atol=2e-6)

@@ -10,7 +10,7 @@
 #define PITCH (PANEL + LANES)  /* floats from row to row of a panel: a copy may write past a row's end */
 #define CHUNK 144              /* rows of a panel at a time: they stay in the first-level cache */
 #define UNIT_BYTES (1 << 19)   /* of staged images */
-#define UNIT_PIXELS (4 * PANEL)
+#define UNIT_PIXELS (8 * PANEL)
 
 /* A convolution; also what a gradient of one looks like. ctypes mirrors it: 64-bit integers, then pointers. */
 typedef struct {
@@ -81,8 +81,9 @@ static void clear(const Plan *p, float *panel, int64_t panel_floats, float *stag
 
 static Unit unit_of(const Conv *c, const Plan *p, int64_t number) {
     Unit u;
-    u.image = number / p->bands * p->images_at_once;
-    u.images = smaller(p->images_at_once, c->images - u.image);
+    int64_t group = number / p->bands, groups = p->units / p->bands; /* of images, as equal as can be */
+    u.image = first_of(c->images, group, groups);
+    u.images = first_of(c->images, group + 1, groups) - u.image;
     u.row = number % p->bands * p->band;
     u.rows = smaller(p->band, c->rows - u.row);
     u.plane_rows = u.rows + p->extra_rows;
