@@ -55,7 +55,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         return None, "NumPy's own (XPCNN_KERNELS=numpy)"
     try:
         return ctypes.CDLL(str(_compiled())), f"native, compiled by {_compiler()[0]} for this CPU"
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home, a CC of odd quotes
         if choice == "native":
             raise XpcnnError(f"XPCNN_KERNELS=native, but the native kernels cannot be had: {error}") from None
         return None, f"NumPy's own, the native ones cannot be had: {str(error).rstrip('.')}"
@@ -137,5 +137,5 @@ def _cpu() -> str:
 
 def _cache() -> Path:
     """Return the folder for compiled kernels."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "xpcnn"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "xpcnn"  # as the XDG specification has it
