@@ -209,4 +209,4 @@ def test_compiled_kernels_are_timed_where_they_are_used_and_put_back():
     assert timed["forward"].calls == timed["backward"].calls == 1
     assert min(spent.seconds for spent in timed.values()) > 0
     for name, module in inside.items():
-        assert all(vars(module)[key] is value for key, value in before[name].items())
+        assert all(vars(module)[key] is value for key, value in before[name].items() if callable(value))
