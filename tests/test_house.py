@@ -72,3 +72,13 @@ def test_importing_it_is_light():
     code = f"import xpcnn, sys; print(sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"
+
+
+def test_what_compat_copies_is_still_all_there():
+    program = (
+        "import xpcnn; xpcnn.resolve_backend('cpu'); import array_api_compat.numpy as a, numpy as np;"
+        "assert a.random is np.random and a.testing is np.testing and not hasattr(a, 'nonsense');"
+        "assert xpcnn.training.Trainer is xpcnn.Trainer and xpcnn.report and xpcnn.verify"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

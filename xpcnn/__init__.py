@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from xpcnn.training import History, Trainer, evaluate
     from xpcnn.verify.gradients import GradientReport, gradcheck
 
-_MODULES = ("backend", "data", "layers", "models", "ops", "optim")
+_MODULES = ("backend", "data", "errors", "kernels", "layers", "model", "models", "ops", "optim", "random", "report",
+            "training", "verify")  # fmt: skip
 _HOMES = {  # where a name is imported from when it is first used: a prediction should not wait for the trainer
     "ArrayTypeError": "errors",
     "Backend": "backend",

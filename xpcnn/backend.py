@@ -252,8 +252,17 @@ def _namespace(name: str) -> Namespace:
         return importlib.import_module(name)
     if name == "numpy":
         with _without_submodules(np):
-            return importlib.import_module("array_api_compat.numpy")
+            module = importlib.import_module("array_api_compat.numpy")
+        vars(module).setdefault("__getattr__", _of_numpy)  # others may look for what was left out
+        return module
     return importlib.import_module(f"array_api_compat.{name}")
+
+
+def _of_numpy(name: str) -> Any:
+    """Return a public name of NumPy's, or raise AttributeError."""
+    if name.startswith("_"):
+        raise AttributeError(f"module 'array_api_compat.numpy' has no attribute {name!r}")
+    return getattr(np, name)
 
 
 @contextlib.contextmanager

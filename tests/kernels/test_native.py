@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -299,6 +300,15 @@ def test_a_damaged_library_is_made_anew_or_left_alone(tmp_path):
     (path,) = (tmp_path / "xpcnn").iterdir()
     path.write_bytes(path.read_bytes()[:1000])
     assert run(WHICH, XDG_CACHE_HOME=str(tmp_path)).stdout == "native\n"
+    (path,) = (tmp_path / "xpcnn").iterdir()
+    path.unlink()
+    path.mkdir()  # a folder in its place
+    assert run(WHICH, XDG_CACHE_HOME=str(tmp_path)).stdout == "native\n"
+    (path,) = (tmp_path / "xpcnn").iterdir()
+    path.unlink()
+    garbage = b"garbage under its own right digest"
+    path.with_name(f"{path.stem[: -len(build._digest(b''))]}{build._digest(garbage)}.so").write_bytes(garbage)
+    assert run(WHICH, XDG_CACHE_HOME=str(tmp_path)).stdout == "native\n"
 
 
 @needs_compiler
@@ -354,3 +364,62 @@ def test_updates_match_the_agnostic_rules(rng, name):
     np.testing.assert_allclose(narrow["p"], wide["p"], atol=2e-6)
     for moment, values in state.items():
         np.testing.assert_allclose(state32[moment]["p"], values["p"], atol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("pool", [16, 17, 40])
+def test_more_places_than_a_byte_counts(rng, pool):
+    x, weight, bias = rng.standard_normal((2, 1, 42, 42)), rng.standard_normal((3, 1, 3, 3)), rng.standard_normal(3)
+    y, saved = ops.conv2d_relu_max_pool2d(*(a.astype(np.float32) for a in (x, weight, bias)), pool_size=pool)
+    expected, kept = ops.conv2d_relu_max_pool2d(x, weight, bias, pool_size=pool)
+    close(y, expected, 9)
+    found = ops.conv2d_relu_max_pool2d_backward(np.ones_like(y), saved)
+    for a, b in zip(found, ops.conv2d_relu_max_pool2d_backward(np.ones_like(expected), kept), strict=True):
+        close(a, b, 2000)
+
+
+@needs_compiler
+@pytest.mark.parametrize("beta2", [0.999, 0.99999, 1 - 1e-8])
+def test_adam_is_as_exact_as_the_agnostic_rule(rng, beta2):
+    optimizer, p = xc.optim.adam(0.01, beta2=beta2), rng.standard_normal(1000)
+    wide, narrow = {"p": p}, {"p": p.astype(np.float32)}
+    states = [optimizer.init(wide), optimizer.init(narrow)]
+    for step in range(20):
+        g = rng.standard_normal(1000)
+        wide, states[0] = optimizer.update({"p": g}, states[0], wide, step)
+        narrow, states[1] = optimizer.update({"p": g.astype(np.float32)}, states[1], narrow, step)
+    np.testing.assert_allclose(narrow["p"], wide["p"], atol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(8, 2, 112, 112), (2, 2, 300, 500), (700, 2, 5, 5)])
+def test_batch_norm_adds_up_as_exactly_as_pytorch(rng, shape):
+    x = (rng.integers(90, 111, shape) / 255).astype(np.float32)
+    y, _, _ = ops.batch_norm(x, None, None, None, None, train=True)
+    expected, _, _ = ops.batch_norm(x.astype(float), None, None, None, None, train=True)
+    assert np.abs(y - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@needs_compiler
+def test_no_channels_and_planes_too_large_for_depthwise(rng):
+    x, weight, bias = np.zeros((2, 0, 5, 5), np.float32), np.ones((3, 0, 3, 3), np.float32), np.float32([1, 2, 3])
+    y, saved = ops.conv2d(x, weight, bias)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], (2, 3, 3, 3)))
+    np.testing.assert_array_equal(ops.conv2d_backward(np.ones_like(y), saved)[2], [18, 18, 18])
+    x, weight = rng.standard_normal((1, 2, 513, 515)), rng.standard_normal((2, 1, 3, 3))
+    y, _ = ops.conv2d(x.astype(np.float32), weight.astype(np.float32), groups=2)
+    close(y, ops.conv2d(x, weight, groups=2)[0], 9)
+
+
+@needs_compiler
+def test_what_was_saved_is_checked_and_can_be_kept(rng):
+    x, weight = rng.standard_normal((2, 4, 30, 30)).astype(np.float32), np.ones((4, 4, 3, 3), np.float32)
+    y, saved = ops.conv2d(x, weight)
+    with pytest.raises(xc.XpcnnError, match=r"saved\.x"):
+        ops.conv2d_backward(y, saved._replace(x=x[..., :2]))
+    y, saved = ops.conv2d_relu_max_pool2d(x, weight)
+    with pytest.raises(xc.XpcnnError, match=r"saved\.place"):
+        ops.conv2d_relu_max_pool2d_backward(y, saved._replace(place=saved.place[..., :1]))
+    y, saved, _ = ops.batch_norm(x, None, None, None, None, train=True)
+    again = pickle.loads(pickle.dumps(saved))
+    np.testing.assert_array_equal(ops.batch_norm_backward(y, again)[0], ops.batch_norm_backward(y, saved)[0])

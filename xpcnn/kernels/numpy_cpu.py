@@ -189,7 +189,7 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
 
 def keep(x: Array, mask: Array, xp: Namespace) -> Array:
     """Return x where the mask is true, and 0 elsewhere: x's bits times 0 or 1, which takes no branches."""
-    if x.size > PIECE and (passes := engine("elementwise", x)):
+    if x.size > PIECE and mask.dtype == np.bool_ and (passes := engine("elementwise", x)):
         return passes.keep(x, mask)
     kept = memory.empty(x.shape, x.dtype)
     bits = f"i{x.dtype.itemsize}"

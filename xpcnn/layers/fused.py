@@ -34,7 +34,7 @@ class ConvReLUPool(Layer):
     ) -> tuple[Array, Any, Arrays]:
         """Run the three layers."""
         weight, bias = params["weight"], params.get("bias")
-        if pays(x, weight):
+        if pays(x, weight, self.pool.kernel_size):
             options = {"stride": self.conv.stride, "padding": self.conv.padding, "pool_size": self.pool.kernel_size}
             y, saved = ops.conv2d_relu_max_pool2d(x, weight, bias, **options)
             return y, saved, state

@@ -29,7 +29,7 @@ class ConvSaved(NamedTuple):
 def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, groups: int, xp: Namespace) -> Array:
     """Return Y = W·im2col(X) + b, a block of images at a time: (N, C, *size) -> (N, F, *out)."""
     k = kernels.of(xp)
-    if engine := k.engine("convolution", x, len(win.size)):
+    if x.shape[1] and (engine := k.engine("convolution", x, len(win.size))):
         return engine.forward(x, weight, bias, win, groups)
     if way := _shortcut(x, win, groups, xp):
         return way.forward(x, weight, bias, win, groups, xp)
@@ -54,7 +54,7 @@ def conv_backward(
 ) -> tuple[Array | None, Array, Array]:
     """Return (dx, dweight, dbias): dW = dY·im2col(X)ᵀ, db = Σ dY, dX = col2im(Wᵀ·dY)."""
     k = kernels.of(xp)
-    if engine := k.engine("convolution", x, len(win.size)):
+    if x.shape[1] and (engine := k.engine("convolution", x, len(win.size))):
         return engine.backward(dy, x, weight, win, groups, need_dx)
     if way := _shortcut(x, win, groups, xp):
         return way.backward(dy, x, weight, win, groups, need_dx, xp)
@@ -157,6 +157,8 @@ def conv2d_backward(
     xp = _check.namespace(xp, dy=dy, weight=saved.weight)
     expected = (saved.x.shape[0], saved.weight.shape[0], *saved.win.out)
     _check.same_shape("dy", dy, expected, "the shape of y")
+    images = (saved.x.shape[0], saved.groups * saved.weight.shape[1], *saved.win.size)
+    _check.same_shape("saved.x", saved.x, images, "the images that were convolved")
     dx, dweight, dbias = conv_backward(dy, saved.x, saved.weight, saved.win, saved.groups, need_dx, xp)
     if saved.flipped:
         dweight = _flip(dweight, xp)

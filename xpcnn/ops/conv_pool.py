@@ -22,6 +22,7 @@ from xpcnn.ops import _check, half
 from xpcnn.ops.conv import check_shapes
 from xpcnn.ops.window import conv_window, ints
 
+MOST_PLACES = 256  # of an engine, whose places are bytes
 FEW_COLUMNS = 256  # C·KH·KW, beyond which the multiplications outweigh the moving
 
 Arrays = tuple[Array, ...]
@@ -78,7 +79,7 @@ def conv2d_relu_max_pool2d(
     pool = pooling.kernel[0], pooling.kernel[1]
     k = kernels.of(xp)
     filters = weight.shape[0]
-    if engine := k.engine("pooled", x):
+    if engine := _engine(x, pool, xp):
         y, active, place = engine.forward(x, weight, bias, conv, win, pool)
         return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places, conv, pool)
     w = _spread(weight, win, places, xp)  # (P·F, C·K')
@@ -104,9 +105,13 @@ def conv2d_relu_max_pool2d_backward(
     """Return the gradients ``(dx, dweight, dbias)``; without ``need_dx`` dx is None and its work is spared."""
     x, weight, active, place, has_bias, win, places, conv, pool = saved
     xp = _check.namespace(xp, dy=dy, weight=weight)
-    _check.same_shape("dy", dy, active.shape, "the shape of y")
+    expected = (x.shape[0], weight.shape[0], *win.out)
+    _check.same_shape("dy", dy, expected, "the shape of y")
+    for name, kept in (("saved.active", active), ("saved.place", place)):
+        _check.same_shape(name, kept, expected, "the shape of y")
+    _check.same_shape("saved.x", x, (x.shape[0], weight.shape[1], *conv.size), "the images that were convolved")
     k = kernels.of(xp)
-    if engine := k.engine("pooled", x):
+    if engine := _engine(x, pool, xp):
         dx, dweight, dbias = engine.backward(dy, active, place, x, weight, conv, pool, need_dx)
         return dx, dweight, dbias if has_bias else None
     filters, channels = weight.shape[:2]
@@ -131,12 +136,16 @@ def conv2d_relu_max_pool2d_backward(
     return dx[0] if need_dx else None, dweight, dbias if has_bias else None
 
 
-def pays(x: Array, weight: Array) -> bool:
+def pays(x: Array, weight: Array, pool_size: Any) -> bool:
     """Whether one step is faster than three; without an engine it adds multiplications to move fewer columns."""
-    return (
-        bool(kernels.of(_check.namespace(None, x=x, weight=weight)).engine("pooled", x))
-        or prod(weight.shape[1:]) <= FEW_COLUMNS
-    )
+    rows, columns = ints("pool_size", pool_size, 2, 1)
+    xp = _check.namespace(None, x=x, weight=weight)
+    return bool(_engine(x, (rows, columns), xp)) or prod(weight.shape[1:]) <= FEW_COLUMNS
+
+
+def _engine(x: Array, pool: tuple[int, int], xp: Namespace) -> Any:
+    """Return the backend's engine, if it has one for such images and for so many places in a pooling window."""
+    return kernels.of(xp).engine("pooled", x) if x.shape[1] and prod(pool) <= MOST_PLACES else None
 
 
 @lru_cache(1024)

@@ -5,6 +5,7 @@ They differ in which values a mean and a variance are taken over; the rest is sh
 
 from __future__ import annotations
 
+from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
 
@@ -38,8 +39,7 @@ class NormSaved(NamedTuple):
 class WholeSaved(NamedTuple):
     """What backward needs where a backend has an engine for all of batch normalisation."""
 
-    engine: Any
-    kept: Any
+    kept: Any  # of the engine, in whose module its class is
     kin: Array
     shape: Shape
     has_gamma: bool
@@ -120,7 +120,7 @@ def batch_norm(
         statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
         return (
             y,
-            WholeSaved(engine, kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None),
+            WholeSaved(kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None),
             statistics,
         )
     if running_mean is not None and running_var is not None:
@@ -236,7 +236,7 @@ def batch_norm_backward(
     if isinstance(saved, WholeSaved):
         _check.namespace(xp, dy=dy, x=saved.kin)
         _check.same_shape("dy", dy, saved.shape, "the shape of y")
-        dx, dgamma, dbeta = saved.engine.backward(dy, saved.kept)
+        dx, dgamma, dbeta = import_module(type(saved.kept).__module__).backward(dy, saved.kept)
         return dx, dgamma if saved.has_gamma else None, dbeta if saved.has_beta else None
     normal, scale, gamma, has_beta, shape, spread, view, axes, active = saved
     xp = _check.namespace(xp, dy=dy, normal=normal)

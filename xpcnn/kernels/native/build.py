@@ -6,6 +6,7 @@ a compiler, or where the cache cannot be written, NumPy does all the work.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -54,7 +55,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     if (choice := chosen()) == "numpy":
         return None, "NumPy's own (XPCNN_KERNELS=numpy)"
     try:
-        return ctypes.CDLL(str(_compiled())), f"native, compiled by {_compiler()[0]} for this CPU"
+        return _load(), f"native, compiled by {_compiler()[0]} for this CPU"
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home, a CC of odd quotes
         if choice == "native":
             raise XpcnnError(f"XPCNN_KERNELS=native, but the native kernels cannot be had: {error}") from None
@@ -69,27 +70,30 @@ def function(name: str, result: Any = None) -> Any:
     return found
 
 
-def _compiled() -> Path:
-    """Return the compiled library's path, or raise OSError; a file that is not what its name says is made anew."""
+def _load() -> ctypes.CDLL:
+    """Return the library, or raise OSError; what lies in its place and is not what its name says is made anew."""
     command = _compiler()
     texts = {path.name: path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]"))}
     identity = _identity(command, texts)
-    for path in sorted(_cache().glob(f"{identity}-*")):
-        if path.stem == f"{identity}-{_digest(path.read_bytes())}" and _is_own(path):
-            return path
-        path.unlink()
     _cache().mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_own(_cache()):
+        raise OSError(f"{_cache()} belongs to another user.")
+    for path in sorted(_cache().glob(f"{identity}-*")):
+        with contextlib.suppress(OSError):
+            if path.stem == f"{identity}-{_digest(path.read_bytes())}" and _is_own(path):
+                return ctypes.CDLL(str(path))
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=_cache(), prefix="compiling-") as folder:
         made = Path(folder, "kernels.so")
         sources = [str(SOURCES / name) for name in texts if name.endswith(".c")]
         process = [*command, *FLAGS, *_machine_flags(), *sources, "-o", str(made), "-lpthread", "-lm"]
         subprocess.run(process, check=True, capture_output=True, timeout=SECONDS)
         path = _cache() / f"{identity}-{_digest(made.read_bytes())}.so"
-        return made.replace(path)  # whole or not at all, also where two processes do the same
+        return ctypes.CDLL(str(made.replace(path)))  # whole or not at all, also where two processes do the same
 
 
 def _is_own(path: Path) -> bool:
-    """Whether nobody else can have put a library there."""
+    """Whether nobody else can have put it there."""
     return not hasattr(os, "getuid") or path.stat().st_uid in (os.getuid(), 0)
 
 

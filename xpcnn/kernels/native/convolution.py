@@ -19,6 +19,7 @@ from xpcnn.kernels.window import Window
 Pair = tuple[int, int]
 
 LOOKS = 2  # the geometry is two-dimensional
+MOST_PIXELS = 1 << 18  # of a plane that depthwise convolution holds for sixteen channels at once
 
 
 class Conv(ctypes.Structure):
@@ -88,9 +89,10 @@ def input_gradient(
 
 
 def _is_depthwise(x: Floats, weight: Floats, win: Window, groups: int) -> bool:
-    """Whether every channel has one filter of its own."""
+    """Whether every channel has one filter of its own, of planes that may be held sixteen channels at a time."""
     return (
-        groups == x.shape[1] == weight.shape[0]
+        prod(win.size) <= MOST_PIXELS
+        and groups == x.shape[1] == weight.shape[0]
         and groups > 1
         and len(win.size) == LOOKS
         and 0 not in (*x.shape, *win.out)

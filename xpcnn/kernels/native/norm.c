@@ -12,16 +12,26 @@ typedef struct {
     float *y, *dx, *dgamma, *dbeta;
 } Norm;
 
-/* Loops over a plane in vectors, then what is left. */
-#define OVER(area, VECTOR, SCALAR) \
+/* Loops over part of a plane in vectors, then what is left. */
+#define BETWEEN(from, to, VECTOR, SCALAR) \
     do { \
-        int64_t i = 0; \
-        for (; i + LANES <= area; i += LANES) { VECTOR; } \
-        for (; i < area; i++) { SCALAR; } \
+        int64_t i = from; \
+        for (; i + LANES <= to; i += LANES) { VECTOR; } \
+        for (; i < to; i++) { SCALAR; } \
     } while (0)
+#define OVER(area, VECTOR, SCALAR) BETWEEN(0, area, VECTOR, SCALAR)
 
-/* The images from k on whose values are added up in floats before the sum goes on in doubles. */
-INLINE int64_t batch_end(const Norm *n, int64_t k) { return smaller(n->images, k + 1 + 1024 / n->area); }
+#define PIECE 256 /* values that are added up in floats before the sum goes on in doubles */
+
+/* Where in a channel: image k, from `from` up to `to`. */
+typedef struct { int64_t k, from, to; } Part;
+
+/* Go on to the next part of at most PIECE values: whole planes, or pieces of one. */
+INLINE Part next_part(const Norm *n, Part p) {
+    if (p.to == n->area) p.k++, p.to = 0;
+    return (Part){p.k, p.to, smaller(n->area, p.to + PIECE)};
+}
+#define FIRST_PART(n) ((Part){0, 0, smaller((n)->area, PIECE)})
 
 static void forward_share(void *job, int share, int shares) {
     const Norm *n = job;
@@ -30,18 +40,19 @@ static void forward_share(void *job, int share, int shares) {
     for (int64_t c = first_of(n->channels, share, shares); c < first_of(n->channels, share + 1, shares); c++) {
         const float *x = n->x + c * area;
         double sum = 0, squares = 0;
-        for (int64_t k = 0; k < n->images;) {
+        for (Part p = FIRST_PART(n); p.k < n->images;) {
             vec s = {0};
             float rest = 0;
-            for (int64_t end = batch_end(n, k); k < end; k++) OVER(area, s += load(x + k * step + i), rest += x[k * step + i]);
+            for (int64_t left = PIECE; left > 0 && p.k < n->images; left -= n->area, p = next_part(n, p))
+                BETWEEN(p.from, p.to, s += load(x + p.k * step + i), rest += x[p.k * step + i]);
             sum += total(s) + rest;
         }
         float mean = n->mean[c] = sum / count;
-        for (int64_t k = 0; k < n->images;) {
+        for (Part p = FIRST_PART(n); p.k < n->images;) {
             vec s = {0};
             float rest = 0;
-            for (int64_t end = batch_end(n, k); k < end; k++)
-                OVER(area, vec d = load(x + k * step + i) - mean; s += d * d, float d = x[k * step + i] - mean; rest += d * d);
+            for (int64_t left = PIECE; left > 0 && p.k < n->images; left -= n->area, p = next_part(n, p))
+                BETWEEN(p.from, p.to, vec d = load(x + p.k * step + i) - mean; s += d * d, float d = x[p.k * step + i] - mean; rest += d * d);
             squares += total(s) + rest;
         }
         n->var[c] = squares / count;
@@ -67,13 +78,13 @@ static void backward_share(void *job, int share, int shares) {
         double sum = 0, products = 0; /* of the gradient; of it and the normalised x */
         const float *x = n->x + c * area, *dy = n->dy + c * area;
         float *dx = n->dx + c * area;
-        for (int64_t k = 0; k < n->images;) {
+        for (Part q = FIRST_PART(n); q.k < n->images;) {
             vec s = {0}, p = {0};
             float s_rest = 0, p_rest = 0;
-            for (int64_t end = batch_end(n, k); k < end; k++) {
-                const float *from = x + k * step, *g = dy + k * step;
-                OVER(area, vec d = load(from + i) - mean; vec v = load(g + i); if (n->rectified) v = choose((d * a + b > 0) & (d * a + b < most), v, (vec){0}); s += v; p += v * d,
-                     float d = from[i] - mean; float v = n->rectified && !(d * a + b > 0 && d * a + b < most) ? 0 : g[i]; s_rest += v; p_rest += v * d);
+            for (int64_t left = PIECE; left > 0 && q.k < n->images; left -= n->area, q = next_part(n, q)) {
+                const float *from = x + q.k * step, *g = dy + q.k * step;
+                BETWEEN(q.from, q.to, vec d = load(from + i) - mean; vec v = load(g + i); if (n->rectified) v = choose((d * a + b > 0) & (d * a + b < most), v, (vec){0}); s += v; p += v * d,
+                        float d = from[i] - mean; float v = n->rectified && !(d * a + b > 0 && d * a + b < most) ? 0 : g[i]; s_rest += v; p_rest += v * d);
             }
             sum += total(s) + s_rest, products += total(p) + p_rest;
         }
