@@ -59,10 +59,10 @@ def window_slices(x: Array, win: Window, fill: float, xp: Namespace) -> list[Arr
 
 def add_slices(parts: Iterable[Array], like: Array, win: Window, xp: Namespace) -> Array:
     """Adjoint of `window_slices`: add each kernel element's part (N, C, *out) to the inputs it met."""
-    total = filled((*like.shape[:2], *win.extent), 0, like.dtype)
+    total = filled((*like.shape[:2], *(win.extent if win.is_padded else win.size)), 0, like.dtype)
     for part, piece in zip(parts, win.slices, strict=True):
         total[(..., *piece)] += part
-    if win.extent == win.size and not any(win.before):
+    if not win.is_padded:
         return total
     into, out_of = win.inside
     dx = filled((*like.shape[:2], *win.size), 0, like.dtype)

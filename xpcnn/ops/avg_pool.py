@@ -120,7 +120,7 @@ def _avg_pool(
     _check.rank("x", x, AXES[n])
     win = pool_window(tuple(x.shape[2:]), kernel_size, *options)
     first, *others = kernels.of(xp).window_slices(x, win, 0.0, xp)
-    total = first + others[0] if others else xp.asarray(first, copy=True)
+    total = first + others[0] if others else first
     for part in others[1:]:
         total += part  # in place where the namespace can: the sum is this call's own
     outside = [(0, 0)] * n
