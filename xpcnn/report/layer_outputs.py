@@ -31,12 +31,11 @@ def layer_outputs(model: Model, images: Any) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class _Watched(Layer):
-    """A layer that puts what it returns under its path."""
+class Wrapped(Layer):
+    """A layer inside another that has its shapes, parameters and state."""
 
     layer: Layer
     path: str
-    seen: dict[str, Array]
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """Return the layer's."""
@@ -49,6 +48,13 @@ class _Watched(Layer):
     def state(self, input_shape: Shape) -> dict[str, Parameter]:
         """Return the layer's."""
         return self.layer.state(input_shape)
+
+
+@dataclass(frozen=True)
+class _Watched(Wrapped):
+    """A layer that puts what it returns under its path."""
+
+    seen: dict[str, Array]
 
     def forward(
         self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None

@@ -18,10 +18,11 @@ from typing import Any
 from xpcnn import kernels
 from xpcnn.backend import Array, Backend
 from xpcnn.layers import Layer, Sequential
-from xpcnn.layers.base import Arrays, Parameter, Placed, Shape
+from xpcnn.layers.base import Arrays, Placed, Shape
 from xpcnn.layers.fused import fuse
 from xpcnn.model import Model
 from xpcnn.random import Key
+from xpcnn.report.layer_outputs import Wrapped
 
 PACKAGE = "xpcnn.kernels."
 OUTSIDE = ("numpy_cpu", "reference", "memory", "threads", "window", "build", "call")
@@ -114,25 +115,11 @@ def profiling(model: Model) -> Iterator[Profile]:
 
 
 @dataclass(frozen=True)
-class _Timed(Layer):
+class _Timed(Wrapped):
     """A layer whose calls are timed; everything else is the layer's own."""
 
-    layer: Layer
-    path: str
     products: int  # multiply-adds of one image, forward
     meter: Meter
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """Return the layer's."""
-        return self.layer.output_shape(input_shape)
-
-    def parameters(self, input_shape: Shape) -> dict[str, Parameter]:
-        """Return the layer's."""
-        return self.layer.parameters(input_shape)
-
-    def state(self, input_shape: Shape) -> dict[str, Parameter]:
-        """Return the layer's."""
-        return self.layer.state(input_shape)
 
     def children(self, input_shape: Shape) -> list[Placed]:
         """Return the layer's."""

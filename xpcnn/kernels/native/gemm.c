@@ -6,7 +6,7 @@
 typedef struct {
     int64_t rows, cols, depth;
     int64_t a_row, a_col, b_row, b_col; /* steps, in floats; one of each pair is 1 */
-    const float *a, *b, *bias;          /* bias of each column, or NULL */
+    const float *a, *b;
     float *c, *workspace;
 } Product;
 
@@ -81,8 +81,6 @@ static void product_share(void *job, int share, int shares) {
                     float *to = p->c + (n * ROWS + i) * p->cols + col, *row = (float *)sums[i];
                     if (k)
                         for (int64_t q = 0; q < cols; q++) to[q] += row[q];
-                    else if (p->bias)
-                        for (int64_t q = 0; q < cols; q++) to[q] = row[q] + p->bias[col + q];
                     else
                         memcpy(to, row, 4 * cols);
                 }

@@ -17,7 +17,7 @@ class Product(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "cols", "depth", "a_row", "a_col", "b_row", "b_col")),
-        *((name, ctypes.c_void_p) for name in ("a", "b", "bias", "c", "workspace")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "workspace")),
     ]
 
 
