@@ -17,6 +17,8 @@ from xpcnn.kernels import native
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import oracles`
 
+import emulator
+
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest value, or absolute if all are below 1
 ALWAYS = ("numpy", "numpy-readonly", "numpy-plain", "array_api_strict", "array_api_strict-device1")
 
@@ -55,7 +57,8 @@ class Arrays:
 def installed() -> list[str]:
     """Return the ids of the backends that can run here."""
     there = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is not None]
-    return [*ALWAYS, *there, *(["cupy"] if cuda_devices()[0] else [])]
+    emulated = ["numpy-as-cuda"] if emulator.compiler() else []
+    return [*ALWAYS, *emulated, *there, *(["cupy"] if cuda_devices()[0] else [])]
 
 
 def make_arrays(name: str) -> Arrays:
@@ -114,6 +117,8 @@ def _params(item: pytest.Item) -> dict[str, Any]:
 def arrays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Arrays:
     if request.param == "numpy-plain":
         monkeypatch.setattr(native, "library", lambda: None)
+    if request.param == "numpy-as-cuda":
+        emulator.install(monkeypatch)
     return make_arrays(request.param)
 
 

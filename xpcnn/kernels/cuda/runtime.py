@@ -1,0 +1,141 @@
+"""What kernels need of CuPy: memory, launching a kernel of CUDA C++, products of matrices, recording work as a graph.
+
+Everything else in this package goes through these few functions, so that the tests can run the same kernels and the
+code that launches them on a CPU. Kernels take pointers, ``long long`` and ``double`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xpcnn.backend import Array
+
+THREADS = 256  # of a block, unless a kernel says otherwise
+MOST_BLOCKS = 1 << 16  # of a launch whose threads step through what is to be done
+OPTIONS = ("-std=c++17", "--fmad=true")
+NAMES = {"float32": "float", "float64": "double", "bfloat16": "bf16"}
+
+Result = TypeVar("Result")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return new memory in C order."""
+    import cupy
+
+    return cupy.empty(shape, dtype)
+
+
+def contiguous(x: Array) -> Array:
+    """Return x in C order: as it is, or copied."""
+    import cupy
+
+    return cupy.ascontiguousarray(x)
+
+
+def upload(host: Any) -> Array:
+    """Return a NumPy array's copy on the device."""
+    import cupy
+
+    return cupy.asarray(host)
+
+
+def launch(source: str, name: str, blocks: int, *arguments: Any, threads: int = THREADS) -> None:
+    """Run a kernel; arrays are given by their address, None as a null pointer, whole and real numbers in 64 bits."""
+    if blocks:
+        _module(source).get_function(name)((blocks,), (threads,), tuple(map(_argument, arguments)))
+
+
+def matmul(a: Array, b: Array, out: Array) -> None:
+    """Write a·b to out: matrices, or stacks of them of which one may be used for all (a stride of 0)."""
+    from xpcnn.kernels.cuda import blas
+
+    blas.matmul(a, b, out)
+
+
+class Recorder:
+    """A stream and memory of its own, in which work is warmed up, recorded as a CUDA graph, and replayed.
+
+    Everything happens inside ``with recorder:``, which waits for what came before and, at its end, for the work. Memory
+    that is let go of while recording may be used again within the graph, but by nothing else as long as this lives.
+    """
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._pool = cupy.cuda.MemoryPool()
+        self._graph: Any = None
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+        self._entered.enter_context(self._stream)
+        self._entered.enter_context(cupy.cuda.using_allocator(self._pool.malloc))
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._entered.close()
+        self._stream.synchronize()
+
+    def record(self, work: Callable[[], Result]) -> Result:
+        """Record what ``work`` launches, without running it, and return its result, which only `replay` fills."""
+        self._stream.begin_capture()
+        try:
+            result = work()
+        except BaseException:
+            with suppress(Exception):  # CUDA reports the failure once more, which says nothing new
+                self._stream.end_capture()
+            raise
+        self._graph = self._stream.end_capture()
+        return result
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+        self._graph.launch(self._stream)
+
+
+def text(file: str, **macros: str) -> str:
+    """Return the source of a file of this package, after the common one, with macros defined."""
+    return _text(file, tuple(sorted(macros.items())))
+
+
+def types(x: Array) -> dict[str, str]:
+    """Return the macros REAL, what x's elements are stored as, and NUMBER, what they are computed in."""
+    real = NAMES[str(x.dtype)]
+    return {"REAL": real, "NUMBER": "double" if real == "double" else "float"}
+
+
+def index(*arrays: Array) -> str:
+    """Return the type that counts all elements of any of the arrays."""
+    return "int" if max(array.size for array in arrays) < 1 << 31 else "count"
+
+
+def blocks_for(elements: int, threads: int = THREADS) -> int:
+    """Return how many blocks give every element a thread, up to a limit beyond which threads take several."""
+    return min(MOST_BLOCKS, -(-elements // threads))
+
+
+@lru_cache(1024)
+def _text(file: str, macros: tuple[tuple[str, str], ...]) -> str:
+    here = Path(__file__).parent
+    lines = [f"#define {name} {value}" for name, value in macros]
+    return "\n".join([*lines, *((here / part).read_text(encoding="utf-8") for part in ("common.cuh", file))])
+
+
+@lru_cache(1024)
+def _module(source: str) -> Any:
+    """Compile a source; CuPy keeps the binary on disk and loads it once per device."""
+    import cupy
+
+    return cupy.RawModule(code=source, options=OPTIONS)
+
+
+def _argument(value: Any) -> Any:
+    """Return what CuPy passes on; a None of its own would leave a hole among a kernel's parameters."""
+    return 0 if value is None else value
