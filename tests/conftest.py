@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import oracles`
 import emulator
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest value, or absolute if all are below 1
+GRAPHS = ("numpy-as-cuda", "cupy")  # the backends that can record work
 ALWAYS = ("numpy", "numpy-readonly", "numpy-plain", "array_api_strict", "array_api_strict-device1")
 
 
@@ -104,6 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     needless = {("jax", "float32"), ("numpy-plain", "float64")}
     dropped = [item for item in items if (_params(item).get("arrays"), _params(item).get("dtype")) in needless]
+    dropped += [item for item in items if "graphs" in item.fixturenames and _params(item)["arrays"] not in GRAPHS]
     config.hook.pytest_deselected(items=dropped)
     left_out = set(dropped)
     items[:] = [item for item in items if item not in left_out]
@@ -120,6 +122,12 @@ def arrays(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     if request.param == "numpy-as-cuda":
         emulator.install(monkeypatch)
     return make_arrays(request.param)
+
+
+@pytest.fixture
+def graphs(arrays: Arrays) -> Arrays:
+    """Return a backend that can record work as a graph; tests that use this run on no other."""
+    return arrays
 
 
 @pytest.fixture

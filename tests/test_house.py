@@ -13,9 +13,9 @@ import xpcnn
 
 PACKAGE = Path(xpcnn.__file__).parent
 STOREYS = [  # from the ground up; a module may import what stands below it, and its own package
-    {"errors", "files", "random"},
+    {"errors", "files"},
     {"backend"},
-    {"kernels"},
+    {"kernels", "random"},
     {"ops", "optim"},
     {"layers", "data"},
     {"models", "model"},

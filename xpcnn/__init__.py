@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from xpcnn import backend, data, layers, models, ops, optim
     from xpcnn.backend import Backend, resolve_backend
     from xpcnn.data import Dataset, load_dataset
-    from xpcnn.errors import ArrayTypeError, BackendError, DataError, XpcnnError
+    from xpcnn.errors import ArrayTypeError, BackendError, DataError, OutOfMemoryError, XpcnnError
     from xpcnn.kernels.threads import set_num_threads
     from xpcnn.kernels.threads import thread_count as num_threads
     from xpcnn.layers.plan import Plan
@@ -31,6 +31,7 @@ _HOMES = {  # where a name is imported from when it is first used: a prediction 
     "History": "training",
     "Model": "model",
     "Normalise": "model",
+    "OutOfMemoryError": "errors",
     "Plan": "layers.plan",
     "Trainer": "training",
     "XpcnnError": "errors",
@@ -52,6 +53,7 @@ __all__ = [
     "History",
     "Model",
     "Normalise",
+    "OutOfMemoryError",
     "Plan",
     "Trainer",
     "XpcnnError",

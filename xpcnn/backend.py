@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,23 @@ class Backend:
             jax.block_until_ready(jax.device_put(np.zeros(()), self.device) + 0)
         elif self.name == "torch" and str(self.device).startswith("cuda"):
             self.xp.cuda.synchronize(self.device)
+
+    def ran_out(self, error: BaseException) -> bool:
+        """Whether an error says that memory ran out."""
+        return isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY.get(self.name, ())
+
+    def free_memory(self) -> int | None:
+        """Return how many bytes of the device's memory new arrays could take, None if that is not known.
+
+        On a GPU, what CuPy's pool holds but nobody uses is given back first (waits for the device).
+        """
+        if self.name != "cupy":
+            return _free_on_host()
+        import cupy
+
+        with self.context():
+            cupy.get_default_memory_pool().free_all_blocks()
+            return int(self.device.mem_info[0])
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which new arrays are made on this device (CuPy has no ``device=`` for it)."""
@@ -331,8 +349,18 @@ def _move_cupy(array: Array, backend: Backend) -> Array:
         return array.copy()  # copying under a device context brings the data to that device
 
 
+_OUT_OF_MEMORY = {"cupy": ("OutOfMemoryError",), "torch": ("OutOfMemoryError",)}  # by their names: not all are loaded
 _UPLOADERS = {"torch": _upload_torch, "cupy": _upload_cupy, "jax": _upload_jax}
 _MOVERS = {"torch": _move_torch, "cupy": _move_cupy, "jax": _upload_jax}
+
+
+def _free_on_host() -> int | None:
+    """Return how much memory the system says is available, less what this process may not have."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def _one_line(error: BaseException) -> str:

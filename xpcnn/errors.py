@@ -21,6 +21,10 @@ class DataError(XpcnnError):
     """A file is missing, truncated, corrupt, of the wrong kind or too large."""
 
 
+class OutOfMemoryError(XpcnnError, MemoryError):
+    """A device's memory, or the machine's, is too small for what was asked."""
+
+
 def whole(name: str, value: object, least: int) -> int:
     """Return a whole number (NumPy's included) as an int, or raise unless it is at least ``least``."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "shape", None):

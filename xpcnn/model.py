@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -20,23 +18,20 @@ from array_api_compat import is_array_api_obj
 import xpcnn
 from xpcnn.backend import Array, Backend, resolve_backend
 from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
-from xpcnn.files import write_whole
 from xpcnn.kernels import threads
 from xpcnn.kernels.threads import single_threaded_blas
 from xpcnn.layers import Layer, from_config, leaves, to_config
-from xpcnn.layers.base import Arrays, Parameter, Shape, checked_shape
-from xpcnn.layers.plan import Footprint, Plan, footprint, optimizer_bytes
+from xpcnn.layers.base import Arrays, Shape, checked_shape
+from xpcnn.layers.plan import Footprint, Plan, optimizer_bytes
+from xpcnn.layers.precision import Computation
+from xpcnn.layers.stored import check_shapes, read, write
 from xpcnn.layers.summary import summarise
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
 
-Host = np.ndarray[Any, Any]
-
-FORMAT = 1
 DTYPES = ("float32", "float64")
 MOST_IMAGES, MOST_BYTES = 1000, 1 << 27  # of a batch in prediction, and of one layer's output
 MOST_BYTES_CPU = 1 << 24  # the same with NumPy, where more memory is slower memory and launching costs nothing
-STORED = ("F32", "F64")  # as safetensors names them
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,16 @@ class Model:
         Name of the data set it is for, which says how pictures are prepared for it.
     values : mapping, optional
         Parameters and state by path to start with, instead of drawn ones.
+    precision : {"float32", "tf32", "bf16"}
+        What steps and predictions compute in; see `xpcnn.layers.precision`. Parameters, statistics, losses and outputs
+        are float32 in any case. tf32 needs CUDA, bf16 CUDA or a library that has bfloat16, such as torch.
+    conv_engine : {"auto", "im2col", "cudnn"}
+        What convolves on CUDA: own kernels, cuDNN, or cuDNN where it is installed and faster.
 
     Raises
     ------
     XpcnnError
-        When the network's shapes do not fit together, or an argument is wrong.
+        When the network's shapes do not fit together, an argument is wrong, or the device cannot compute like this.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class Model:
         classes: Sequence[str] = (),
         dataset: str = "",
         values: Mapping[str, Any] | None = None,
+        precision: str = "float32",
+        conv_engine: str = "auto",
     ) -> None:
         shape = input_shape or getattr(net, "input_shape", None)
         if not isinstance(net, Layer) or shape is None:
@@ -115,6 +117,7 @@ class Model:
         self.dtype = dtype
         self.input_shape: Shape = checked_shape(shape)
         self.output_shape = net.output_shape(self.input_shape)
+        self.computation = Computation(net, self.input_shape, self.backend, dtype, precision, conv_engine)
         self.normalise = normalise or Normalise()
         self.classes = tuple(classes)
         self.dataset = dataset
@@ -126,6 +129,16 @@ class Model:
             values = net.initial_parameters(Key(self.seed), self.input_shape)
             values |= net.initial_state(Key(self.seed), self.input_shape)
         self.load_parameters(values)
+
+    @property
+    def precision(self) -> str:
+        """What steps and predictions compute in."""
+        return self.computation.precision
+
+    @property
+    def conv_engine(self) -> str:
+        """What convolves on CUDA."""
+        return self.computation.conv_engine
 
     def parameters(self) -> Arrays:
         """Return the trained arrays by path (``conv1/weight``), in the order of the layers, on the device."""
@@ -150,7 +163,7 @@ class Model:
             raise XpcnnError(f"parameters must be a mapping from path to array, not {type(values).__name__}.")
         values = {path: value if hasattr(value, "shape") else np.asarray(value) for path, value in values.items()}
         expected = params | {path: described for path, described in state.items() if path in values}
-        _check_shapes(expected, {path: tuple(value.shape) for path, value in values.items()})
+        check_shapes(expected, {path: tuple(value.shape) for path, value in values.items()})
         if complex_ones := [path for path, value in values.items() if "complex" in str(value.dtype)]:
             raise XpcnnError(f"parameters must be real numbers, but {', '.join(complex_ones)} are complex.")
         xp, own = self.backend.xp, self.backend.asarray
@@ -176,7 +189,7 @@ class Model:
             hint = " (a single image needs a batch axis: x[None])" if tuple(x.shape) == self.input_shape else ""
             raise XpcnnError(f"the model takes batches (N, {_listed(self.input_shape)}), got {tuple(x.shape)}{hint}.")
         xp = self.backend.xp
-        if x.dtype == getattr(xp, self.dtype):
+        if x.dtype == getattr(xp, self.dtype) or self.computation.is_narrow(x):
             return x
         if x.dtype == xp.uint8:
             return self.normalise(x, self.dtype, xp)
@@ -204,13 +217,18 @@ class Model:
         x = x if on_device else np.asarray(x)
         xp = self.backend.xp
         quiet = single_threaded_blas() if x.shape[:1] > (1,) else nullcontext()  # one image wakes no threads anyway
-        with self.backend.context(), quiet:
-            pieces = [self._forward(x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
+        with self.computing(), quiet:
+            params = self.computation.parameters(self._params)
+            pieces = [self._forward(params, x[rows, ...]) for rows in batches(x.shape[0], batch_size)]
             if on_device or self.backend.name == "numpy":
                 y = xp.concat(pieces, axis=0) if len(pieces) > 1 else pieces[0]
                 aliased = not on_device and np.may_share_memory(y, x)  # a network that only passes its input on
                 return y.copy() if aliased else y
             return np.concatenate([self.backend.to_numpy(piece) for piece in pieces])
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Return a context in which the device computes as precisely as the model is to, and with its engine."""
+        return self.computation.running()
 
     @cached_property
     def images_at_once(self) -> int:
@@ -221,10 +239,7 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and description to a safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
         description = {
-            "format": FORMAT,
             "xpcnn": xpcnn.__version__,
             "network": to_config(self.net),
             "input_shape": list(self.input_shape),
@@ -234,12 +249,18 @@ class Model:
             "dataset": self.dataset,
         }
         arrays = self._params | self._state
-        host = {path: np.ascontiguousarray(self.backend.to_numpy(array)) for path, array in arrays.items()}
-        text = json.dumps(description)
-        write_whole(path, save(host, metadata={"xpcnn": text, "blake2b": _digest(text)}))
+        write(path, description, {name: self.backend.to_numpy(array) for name, array in arrays.items()})
 
     @classmethod
-    def load(cls, path: str | Path, device: str | Backend = "auto", *, custom: Iterable[type[Layer]] = ()) -> Model:
+    def load(
+        cls,
+        path: str | Path,
+        device: str | Backend = "auto",
+        *,
+        custom: Iterable[type[Layer]] = (),
+        precision: str = "float32",
+        conv_engine: str = "auto",
+    ) -> Model:
         """Read a model that `save` wrote.
 
         Parameters
@@ -250,6 +271,8 @@ class Model:
             Where the model shall live.
         custom : iterable of Layer classes
             The caller's own layers, if the network has any.
+        precision, conv_engine : str
+            As in `Model`: how it computes is not part of what is saved.
 
         Raises
         ------
@@ -260,14 +283,14 @@ class Model:
         custom = tuple(custom)
         if not all(isinstance(cls, type) and issubclass(cls, Layer) for cls in custom):
             raise XpcnnError(f"custom must list layer classes, not {custom!r}.")
-        description, shapes, read = _open(Path(path))
+        description, shapes, arrays = read(Path(path))
         backend = resolve_backend(device)
         try:
             net, shape = from_config(description["network"], custom), tuple(description["input_shape"])
             if not isinstance(net, Layer) or not all(isinstance(n, int) and n > 0 for n in shape):
                 raise XpcnnError("its network or input shape is none.")
-            _check_shapes(net.parameters(shape) | net.state(shape), shapes)
-            return cls(
+            check_shapes(net.parameters(shape) | net.state(shape), shapes)
+            model = cls(
                 net,
                 backend,
                 dtype=description["dtype"],
@@ -275,7 +298,7 @@ class Model:
                 normalise=Normalise(**description["normalise"]),
                 classes=description["classes"],
                 dataset=description["dataset"],
-                values=read(),
+                values=arrays(),
             )
         except (
             XpcnnError,
@@ -287,6 +310,8 @@ class Model:
             RecursionError,
         ) as error:
             raise DataError(f"{path} is not a whole xpcnn model: {_reason(error)}") from None
+        model.computation = replace(model.computation, precision=precision, conv_engine=conv_engine)
+        return model
 
     def summary(self, batch_size: int = 100) -> str:
         """Return a table: layer, output shape, parameters, multiply-adds, receptive field, a batch's im2col memory."""
@@ -323,72 +348,19 @@ class Model:
     def footprint(self, optimizer: int = 0) -> Footprint:
         """Return what a step takes by image and in any case, with the bytes of an optimizer's state."""
         xp = self.backend.xp
-        with self.backend.context():
+        with self.computing():
             example = xp.zeros((3, *self.input_shape), dtype=getattr(xp, self.dtype), device=self.backend.device)
-            return footprint(self.net, self._params, self._state, optimizer, example, xp)
+            return self.computation.footprint(self._params, self._state, optimizer, example)
 
-    def _forward(self, x: Any) -> Array:
+    def _forward(self, params: Arrays, x: Any) -> Array:
         """Run a batch through the network without training."""
-        return self.net.predict(self._params, self._state, self.as_input(x))
-
-
-def _check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape]) -> None:
-    """Raise unless paths and shapes are exactly the network's."""
-    faults = [f"{path} is missing" for path in expected if path not in shapes]
-    faults += [f"{path} is unknown" for path in shapes if path not in expected]
-    faults += [
-        f"{path} has shape {shapes[path]} instead of {parameter.shape}"
-        for path, parameter in expected.items()
-        if path in shapes and shapes[path] != parameter.shape
-    ]
-    if faults:
-        raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+        compute = self.computation
+        return compute.widen(self.net.predict(params, self._state, compute.narrow(self.as_input(x))))
 
 
 def batches(rows: int, size: int) -> list[slice]:
     """Cut rows into batches, the last one short; no rows are one empty batch."""
     return [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
-
-
-def _open(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Any]:
-    """Return a model file's description, its arrays' shapes, and a function that reads the arrays."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise DataError(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            text = metadata.get("xpcnn")
-            if text is None:
-                raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
-            if metadata.get("blake2b", _digest(text)) != _digest(text):
-                raise DataError(f"{path} is damaged: its description is not what was written.")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
-            wrong = [
-                f"{name} is {piece.get_dtype()}" for name, piece in slices.items() if piece.get_dtype() not in STORED
-            ]
-            if wrong:
-                raise DataError(f"{path} must hold float32 or float64 arrays, but {', '.join(wrong)}.")
-        description = json.loads(text)
-    except (SafetensorError, ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a whole safetensors file ({error}).") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise DataError(f"{path} has another format than this xpcnn reads ({FORMAT}).")
-
-    def read() -> dict[str, Host]:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in shapes}
-
-    return description, shapes, read
-
-
-def _digest(text: str) -> str:
-    """Return a description's checksum: a flipped bit may still make sense."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _reason(error: Exception) -> str:

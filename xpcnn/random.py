@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+from xpcnn.backend import Array, upload_like
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +30,23 @@ class Key:
 
     def child(self, *purpose: str | int) -> Key:
         """Return the stream for a narrower purpose."""
-        return Key(self.seed, (*self.path, *purpose), self.row)
+        return replace(self, path=(*self.path, *purpose))
+
+    @property
+    def words(self) -> int:
+        """The stream's key for Philox, of 128 bits."""
+        digest = hashlib.blake2b(repr((self.seed, self.path)).encode(), digest_size=16).digest()
+        return int.from_bytes(digest, "little")
 
     def generator(self) -> np.random.Generator:
         """Return a fresh generator at the start of this stream."""
         import numpy as np
 
-        digest = hashlib.blake2b(repr((self.seed, self.path)).encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        return np.random.Generator(np.random.Philox(key=self.words))
+
+    def mask(self, rate: float, like: Array) -> Array:
+        """Draw where a number from [0, 1) is at least ``rate``, of an array's shape, on its device."""
+        return upload_like(self.uniform(tuple(like.shape)) >= rate, like)
 
     def uniform(self, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Draw numbers from [0, 1) for rows of a batch: those that the whole batch would get there."""

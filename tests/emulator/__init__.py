@@ -27,7 +27,17 @@ from xpcnn.kernels.cuda import runtime
 EDGE = 64  # bytes watched on either side of an array
 MARK = 0xCB
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\)\s*\{')
-FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Werror",
+    "-Wno-unused-function",
+    "-shared",
+    "-fPIC",
+    "-Wl,-Bsymbolic",
+)
 
 _recording: list | None = None
 _watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by the address of its first byte
@@ -42,12 +52,82 @@ def compiler() -> str | None:
 def install(monkeypatch) -> None:
     """Let the package's CUDA kernels compute on NumPy arrays for the length of a test."""
     from xpcnn import kernels
+    from xpcnn.backend import Backend
     from xpcnn.kernels import cuda
 
     launches.clear()
     for name in ("empty", "contiguous", "upload", "launch", "matmul", "Recorder"):
         monkeypatch.setattr(runtime, name, globals()[name])
     monkeypatch.setattr(kernels, "of", lambda xp: cuda)
+    monkeypatch.setattr(cuda, "capability", lambda device: 90)
+    upload = Backend.asarray
+
+    def asarray(self, host, dtype=None):
+        return host if isinstance(host, DeviceArray) and dtype is None else upload(self, host, dtype)
+
+    monkeypatch.setattr(Backend, "asarray", asarray)
+
+
+class DeviceArray(np.ndarray):
+    """Memory of a kernel's; while work is recorded, NumPy must not compute with it, for that would not be replayed."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        _refuse(ufunc.__name__)
+        if out is not None:
+            options["out"] = tuple(map(_plain, out))
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        return out[0] if out is not None and len(out) == 1 else result
+
+    def __array_function__(self, function, types, arguments, options):
+        if function.__name__ in COPIES and _recording is not None:
+            return _recorded(function, arguments, options)
+        if function.__name__ not in VIEWS:
+            _refuse(function.__name__)
+        return super().__array_function__(function, types, arguments, options)
+
+    def astype(self, *arguments, **options):
+        _refuse("astype")
+        return self.view(np.ndarray).astype(*arguments, **options)
+
+    def __float__(self):
+        _refuse("float")
+        return float(self.view(np.ndarray))
+
+    def copy(self, *arguments, **options):
+        _refuse("copy")
+        return self.view(np.ndarray).copy(*arguments, **options)
+
+
+COPIES = {"concatenate"}
+VIEWS = {
+    "reshape",
+    "moveaxis",
+    "transpose",
+    "expand_dims",
+    "squeeze",
+    "broadcast_to",
+    "may_share_memory",
+    "shares_memory",
+    "matrix_transpose",
+}
+
+
+def _plain(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+
+
+def _recorded(function, arguments, options):
+    """Record a function of NumPy's for which CuPy launches nothing but copies."""
+    found = function(*_plain(arguments), **options)
+    out = empty(found.shape, found.dtype)
+    _do(lambda: np.copyto(_plain(out), function(*_plain(arguments), **options)))
+    return out
+
+
+def _refuse(name):
+    assert _recording is None, f"{name} was computed by the array library in recorded work"
 
 
 def empty(shape, dtype):
@@ -56,9 +136,9 @@ def empty(shape, dtype):
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.full(size + 2 * EDGE, MARK, np.uint8)
     array = raw[EDGE : EDGE + size].view(dtype).reshape(shape)
-    array.view(np.uint8)[...] = 0xFF if dtype != np.bool_ else 1  # floats of all ones are NaN
+    raw[EDGE : EDGE + size] = 0xFF if dtype != np.bool_ else 1  # floats of all ones are NaN
     _watched[raw.__array_interface__["data"][0]] = raw
-    return array
+    return array.view(DeviceArray)
 
 
 def contiguous(x):
@@ -66,7 +146,7 @@ def contiguous(x):
     if x.flags.c_contiguous:
         return x
     out = empty(x.shape, x.dtype)
-    _do(partial(np.copyto, out, x))
+    _do(partial(np.copyto, _plain(out), _plain(x)))
     return out
 
 
@@ -94,7 +174,7 @@ def matmul(a, b, out):
 
     def work():
         wide = np.float64 if out.dtype == np.float64 else np.float32
-        out[...] = np.matmul(a.astype(wide), b.astype(wide)).astype(out.dtype)
+        _plain(out)[...] = np.matmul(_plain(a).astype(wide), _plain(b).astype(wide)).astype(out.dtype)
 
     _do(work)
 
@@ -102,27 +182,29 @@ def matmul(a, b, out):
 class Recorder:
     """Records what is launched, without running it."""
 
-    def __init__(self):
-        self._steps = []
-
     def __enter__(self):
         return self
 
     def __exit__(self, *raised):
         pass
 
-    def record(self, work):
+    def record(self, work, warm_up):
         global _recording
+        warm_up()
         assert _recording is None, "recordings do not nest"
-        _recording = self._steps = []
+        _recording = steps = []
         try:
-            return work()
+            work()
+        except Exception as error:
+            raise runtime.NotRecordedError(str(error) or repr(error)) from error
         finally:
             _recording = None
 
-    def replay(self):
-        for step in self._steps:
-            step()
+        def replay():
+            for step in steps:
+                step()
+
+        return replay
 
 
 def _do(work):
@@ -134,6 +216,12 @@ def _do(work):
 
 def _launch(source, name, blocks, threads, arguments):
     launches.append(name)
+    takes = _parameters(source)[name]
+    assert len(takes) == len(arguments), f"{name} takes {len(takes)} arguments, not {len(arguments)}"
+    for parameter, argument in zip(takes, arguments, strict=True):
+        given = "*" if argument is None or isinstance(argument, np.ndarray) else type(argument).__name__
+        wanted = "*" if "*" in parameter else "float" if parameter.startswith("double ") else "int"
+        assert given == wanted, f"{name} was given {given} for {parameter}"
     library(source)[name](
         *(_passed(argument) for argument in arguments), ctypes.c_longlong(blocks), ctypes.c_longlong(threads)
     )
@@ -175,11 +263,7 @@ class _Library:
 def library(source):
     """Compile a source (kept in a directory of the machine's temporary ones, by its digest) and load it."""
     body = (Path(__file__).parent / "shim.h").read_text(encoding="utf-8") + source
-    found = KERNEL.findall(source)
-    assert found, "the source has no kernel that can be found"
-    assert len(found) == source.count("__global__"), "a kernel's declaration is not as the emulator reads it"
-    for name, parameters in found:
-        declared = [" ".join(p.split()) for p in parameters.split(",")]
+    for name, declared in _parameters(source).items():
         for p in declared:
             assert "*" in p or p.startswith(("count ", "long long ", "double ")), f"{name}: {p}"
         names = ", ".join(re.search(r"(\w+)$", p)[1] for p in declared)
@@ -201,6 +285,15 @@ def library(source):
             assert not done.returncode, done.stderr
             built.replace(target)
     return _Library(target)
+
+
+@lru_cache(None)
+def _parameters(source):
+    """Return each kernel's parameters as they are declared."""
+    found = KERNEL.findall(source)
+    assert found, "the source has no kernel that can be found"
+    assert len(found) == source.count("__global__"), "a kernel's declaration is not as the emulator reads it"
+    return {name: [" ".join(p.split()) for p in parameters.split(",")] for name, parameters in found}
 
 
 def _waits(source, name):

@@ -1,5 +1,6 @@
 // Runs CUDA C++ on a CPU: one thread at a time, each with a stack of its own where a kernel waits for others.
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <ucontext.h>
@@ -17,6 +18,12 @@ static Three gridDim, blockDim, blockIdx, threadIdx;
 #define __restrict__
 static inline float __ldg(const float* p) { return *p; }
 static inline double __ldg(const double* p) { return *p; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
+{
+    return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 using std::max;
 using std::min;
 
@@ -42,6 +49,13 @@ static void body()
     done[running] = 1;
 }
 
+// Which thread's turn it is: another order in each block and after each wait, since none may be relied upon.
+static unsigned turn(unsigned t, unsigned threads, unsigned salt)
+{
+    const bool power_of_two = (threads & (threads - 1)) == 0;
+    return power_of_two ? (t * 167u + salt * 13u) % threads : (salt % 2 ? threads - 1 - t : t);
+}
+
 // All threads of a block up to where each waits, again and again until all are done.
 static void run_block(unsigned threads)
 {
@@ -53,14 +67,19 @@ static void run_block(unsigned threads)
         makecontext(&fibers[t], body, 0);
         done[t] = 0;
     }
-    for (unsigned left = threads; left;) {
+    for (unsigned left = threads, salt = blockIdx.x; left; salt++) {
         left = 0;
-        for (unsigned t = 0; t < threads; t++) {
+        for (unsigned i = 0; i < threads; i++) {
+            const unsigned t = turn(i, threads, salt);
             if (done[t]) continue;
             running = t;
             threadIdx.x = t;
             swapcontext(&home, &fibers[t]);
             left += !done[t];
+        }
+        if (left && left < threads) {
+            fputs("emulator: some threads of a block wait for others that have ended\n", stderr);
+            abort();
         }
     }
 }
@@ -76,14 +95,15 @@ static void run(unsigned blocks, unsigned threads, bool waits, const std::functi
         done.resize(threads);
         stacks.resize(threads * STACK);
     }
-    for (unsigned b = 0; b < blocks; b++) {
+    for (unsigned b = blocks; b-- > 0;) {
         blockIdx.x = b;
         if (waits) { run_block(threads); continue; }
         for (unsigned t = 0; t < threads; t++) {
-            threadIdx.x = t;
+            threadIdx.x = turn(t, threads, b);
             kernel();
         }
     }
+    job = nullptr;
 }
 
 }  // namespace emulator

@@ -30,7 +30,7 @@ def test_nvcc_compiles_them(file, real, tmp_path):
     if nvcc is None:
         pytest.skip("there is no nvcc")
     for index in INDICES:
-        text = runtime.text(file, REAL=real, NUMBER=TYPES[real], INDEX=index)
+        text = runtime.text(file, REAL=real, NUMBER=TYPES[real], INDEX=index, SOURCE="unsigned char", LOSS=real)
         compile_all(nvcc, text, tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_elementwise_rules_are_applied_whole(arrays, rng):
     for shape in ((3, 4), (70, 1000)):
         x, y = rng.standard_normal(shape), rng.standard_normal(shape)
         steps = kernels.of(arrays.xp)
-        total, product_ = steps.elementwise(lambda a, b: (a + b, a * b), [arrays(x), arrays(y)], arrays.xp)
+        total, product_ = steps.elementwise(lambda xp, a, b: (a + b, a * b), [arrays(x), arrays(y)], arrays.xp)
         arrays.check(total, x + y, total, 0.0)
         arrays.check(product_, x * y, total, 0.0)
 

@@ -23,8 +23,11 @@ def test_it_is_the_definition(arrays, dtype, shape, activation, rng):
         gamma = rng.standard_normal(shape[1]).astype(dtype) if with_gamma else None
         beta = rng.standard_normal(shape[1]).astype(dtype) if with_beta else None
         there = [None if a is None else arrays(a) for a in (gamma, beta)]
-        y, kept, mean, var = channel_norm.forward(arrays(x), *there, EPS, MOST[activation])
-        found = (y, *channel_norm.backward(arrays(dy), kept), mean, var)
+        old = arrays(np.full(shape[1], 3.0, dtype))
+        y, kept, mean, var = channel_norm.forward(arrays(x), *there, EPS, MOST[activation], old, old, 0.25)
+        share = 1 - shape[1] / x.size  # the running variance is the unbiased one
+        new = (4 * mean - 9, (4 * var - 9) * share)
+        found = (y, *channel_norm.backward(arrays(dy), kept), *new)
         for actual, expected in zip(found, _defined(x, gamma, beta, dy, MOST[activation]), strict=True):
             arrays.check(actual, expected, y, 1e-5 if dtype == "float32" else 1e-12)
 
@@ -34,7 +37,7 @@ def test_many_blocks_give_what_one_gives(arrays, monkeypatch, rng):
     gamma, beta = rng.standard_normal((2, 4))
     for module in (numpy_cpu, reference):
         monkeypatch.setattr(module, "BLOCK_BYTES", 5000)
-    y, kept, *_ = channel_norm.forward(arrays(x), arrays(gamma), arrays(beta), EPS, 6.0)
+    y, kept, *_ = channel_norm.forward(arrays(x), arrays(gamma), arrays(beta), EPS, 6.0, None, None, 0.1)
     expected = _defined(x, gamma, beta, dy, 6.0)
     for actual, values in zip((y, *channel_norm.backward(arrays(dy), kept)), expected, strict=False):
         arrays.check(actual, values, y, 1e-12)

@@ -81,6 +81,23 @@ def test_pytorch_agrees(name, rng):
     np.testing.assert_allclose(params["p"], leaf.detach().numpy(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_update_is_its_rule_on_the_steps_numbers(arrays, name, rng):
+    optimizer = MAKERS[name](lambda step: 0.1 / (step + 1))
+    p, g = arrays(rng.standard_normal((4, 3))), arrays(rng.standard_normal((4, 3)))
+    state = optimizer.init({"p": p})
+    new, new_state = optimizer.update({"p": g}, state, {"p": p}, 3)
+    expected = optimizer.rule(optimizer.numbers(3), p, g, *(moment["p"] for moment in state.values()))
+    for found, wanted in zip([new["p"], *(m["p"] for m in new_state.values())], expected, strict=True):
+        arrays.check(found, arrays.backend.to_numpy(wanted), p, 1e-15)
+
+
+def test_an_optimizer_of_ones_own_needs_no_rule():
+    own = optim.Optimizer("own", lambda params: {}, lambda grads, state, params, step: (grads, state))
+    assert own.numbers is None
+    assert own.rule is None
+
+
 def test_a_schedule_gives_each_steps_rate():
     optimizer = optim.sgd(lambda step: 0.5 ** (step + 1))
     params = {"p": np.zeros(1)}

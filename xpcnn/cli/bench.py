@@ -13,7 +13,7 @@ import numpy as np
 
 from xpcnn import models
 from xpcnn.backend import resolve_backend
-from xpcnn.cli.common import MODELS, device_option, open_for_use, threads_option
+from xpcnn.cli.common import MODELS, device_option, open_for_use, precision_option, threads_option
 from xpcnn.cli.explain import read_numbers
 from xpcnn.cli.train import OPTIMIZERS
 from xpcnn.errors import XpcnnError
@@ -37,26 +37,27 @@ Table = list[dict[str, Any]]
 )
 @click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adagrad", show_default=True)
 @device_option
+@precision_option
 @threads_option
 @click.option("--profile", "profiled", is_flag=True, help="Show the training step's time by layer and by kernel.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench_command(
-    model: str, batch_size: int, steps: int, input_shape: Any, optimizer: str, device: str, profiled: bool,
-    as_json: bool,
+    model: str, batch_size: int, steps: int, input_shape: Any, optimizer: str, device: str, precision: str,
+    profiled: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time training steps and predictions of MODEL: a name that gradcheck knows, a run's directory or a model file.
 
     The images are noise. They lie on the device before the clock starts, but for the single image, which comes from
     the host and whose outputs go back there.
     """
-    opened = _opened(model, input_shape, device)
+    opened = _opened(model, input_shape, device, precision)
     images, labels = _data(opened, batch_size)
     update, lr = OPTIMIZERS[optimizer]
     trainer = Trainer(opened, update(lr / 10))  # which learns slowly: noise must not drive it out of bounds
     result = {
         "model": model, "input_shape": opened.input_shape, "parameters": opened.net.parameter_count(opened.input_shape),
         "device": opened.backend.label, "threads": thread_count(), "batch_size": batch_size, "steps": steps,
-        "optimizer": optimizer,
+        "optimizer": optimizer, "precision": precision,
     }  # fmt: skip
     before = peak_memory()
     x, t = opened.backend.asarray(images), opened.backend.asarray(labels)
@@ -85,17 +86,17 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def _opened(name: str, input_shape: Any, device: str) -> Model:
+def _opened(name: str, input_shape: Any, device: str, precision: str) -> Model:
     """Return a new model of a name, or a saved one."""
     known = name.replace("_", "-")
     if known in MODELS:
         build = getattr(models, known.replace("-", "_"))
-        return Model(build(input_shape) if input_shape else build(), resolve_backend(device))
+        return Model(build(input_shape) if input_shape else build(), resolve_backend(device), precision=precision)
     if not Path(name).exists():
         raise XpcnnError(f"there is no model {name!r}: name one of {', '.join(MODELS)}, a run's directory or a file.")
     if input_shape:
         raise XpcnnError("--input-shape is for a model of a name; a saved one has its own.")
-    return open_for_use(name, device)[0]
+    return open_for_use(name, device, precision)[0]
 
 
 def _data(model: Model, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -186,9 +187,10 @@ def _total(meter: Meter) -> float:
 def _show(result: dict[str, Any]) -> None:
     """Print the times, and the profile if there is one."""
     shape = "×".join(map(str, result["input_shape"]))
+    precision = "" if result["precision"] == "float32" else f"{result['precision']}, "
     click.echo(
         f"{result['model']} on images {shape}, {result['parameters']:,} parameters, {result['optimizer']}, "
-        f"{result['device']}, {result['threads']} thread(s)"
+        f"{precision}{result['device']}, {result['threads']} thread(s)"
     )
     heading = f"batch size {result['batch_size']}, {result['steps']} times"
     click.echo(f"\n{heading:<34}{'median':>12}{'least':>12}")

@@ -12,6 +12,7 @@ from xpcnn.backend import NAMES, resolve_backend
 from xpcnn.data import Dataset, load_dataset
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
+from xpcnn.layers.precision import PRECISIONS
 from xpcnn.model import Model
 
 MODELS = [name.replace("_", "-") for name in models.__all__]
@@ -44,18 +45,25 @@ def threads_option(command: Command) -> Command:
     return click.option("--threads", type=kind, metavar="N", callback=follow, expose_value=False, help=text)(command)
 
 
+def precision_option(command: Command) -> Command:
+    """Add ``--precision``."""
+    text = "What to compute in; weights and losses are float32. tf32 needs CUDA; bf16 CUDA or --device torch."
+    kind = click.Choice(PRECISIONS)
+    return click.option("--precision", type=kind, default="float32", show_default=True, help=text)(command)
+
+
 def fail(sentence: str) -> int:
     """Say what is wrong, in one line, and return 2."""
     click.echo(f"xpcnn: error: {' '.join(sentence.split())}", err=True)
     return 2
 
 
-def open_for_use(run: str, device: str) -> tuple[Model, dict[str, Any]]:
+def open_for_use(run: str, device: str, precision: str = "float32") -> tuple[Model, dict[str, Any]]:
     """Return a run's model and settings; how ``auto`` decided goes to standard error."""
     from xpcnn.training.run import open_run
 
     backend = resolve_backend(device)
-    model, settings = open_run(run, backend)
+    model, settings = open_run(run, backend, precision=precision)
     if device == "auto":
         click.echo(f"{backend.reason}.", err=True)
     return model, settings

@@ -7,7 +7,14 @@ import math
 
 import click
 
-from xpcnn.cli.common import data_dir_option, device_option, load_for, open_for_use, threads_option
+from xpcnn.cli.common import (
+    data_dir_option,
+    device_option,
+    load_for,
+    open_for_use,
+    precision_option,
+    threads_option,
+)
 from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
 
@@ -18,15 +25,16 @@ from xpcnn.errors import XpcnnError
 @click.option("--dataset", type=click.Choice(list(CLASSES)), help="[default: the one the run was trained on]")
 @data_dir_option
 @device_option
+@precision_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate_command(
-    run: str, split: str, dataset: str | None, data_dir: str | None, device: str, as_json: bool
+    run: str, split: str, dataset: str | None, data_dir: str | None, device: str, precision: str, as_json: bool
 ) -> None:
     """Measure RUN (a run's directory or a model file) on its data set."""
     from xpcnn.training import evaluate
 
-    model, settings = open_for_use(run, device)
+    model, settings = open_for_use(run, device, precision)
     name = dataset or model.dataset
     if not name:
         raise XpcnnError(f"{run} does not say what it was trained on; name it with --dataset.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from xpcnn.cli.common import device_option, fail, open_for_use, threads_option
+from xpcnn.cli.common import device_option, fail, open_for_use, precision_option, threads_option
 from xpcnn.data import read_picture
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import DataError, XpcnnError
@@ -23,15 +23,18 @@ from xpcnn.errors import DataError, XpcnnError
 )  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to print.")
 @device_option
+@precision_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def predict_command(run: str, pictures: tuple[str, ...], polarity: str, top: int, device: str, as_json: bool) -> int:
+def predict_command(
+    run: str, pictures: tuple[str, ...], polarity: str, top: int, device: str, precision: str, as_json: bool
+) -> int:
     """Classify pictures of any size with RUN (a run's directory or a model file).
 
     PNG, JPEG, BMP, GIF and WebP are read. A picture is made grey if the model is, inverted if it is dark ink on a
     light ground, and brought to the model's size: for MNIST, cropped to its ink and centred as MNIST's digits are.
     """
-    model, _ = open_for_use(run, device)
+    model, _ = open_for_use(run, device, precision)
     if len(model.input_shape) != 3 or len(model.output_shape) != 1:
         raise XpcnnError(
             f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}."

@@ -14,10 +14,11 @@ import click
 
 from xpcnn import models, optim
 from xpcnn.backend import resolve_backend
-from xpcnn.cli.common import MODELS, data_dir_option, device_option, threads_option
+from xpcnn.cli.common import MODELS, data_dir_option, device_option, precision_option, threads_option
 from xpcnn.data import load_dataset
 from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
+from xpcnn.layers.precision import CONV_ENGINES
 from xpcnn.model import DTYPES, Model
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, Trainer
@@ -51,6 +52,11 @@ EVERY = 10  # updates between two movements of the progress bar
     "tiles, with the same result.",
 )  # fmt: skip
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@precision_option
+@click.option(
+    "--conv-engine", type=click.Choice(CONV_ENGINES), default="auto", show_default=True,
+    help="What convolves on CUDA; auto takes cuDNN where it is installed and faster.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(), help="The run's directory.  [default: runs/<time>-<model>-<dataset>]")
 @click.option("--quiet", is_flag=True, help="Print the run's directory and nothing else.")
 def train_command(**options: Any) -> int:
@@ -65,8 +71,9 @@ def train_command(**options: Any) -> int:
         options["data_dir"] = os.path.abspath(options["data_dir"])  # for `evaluate` from another directory
     net = getattr(models, options["model"].replace("-", "_"))(train.images.shape[1:], len(train.classes))
     model = Model(
-        net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"]
-    )
+        net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"],
+        precision=options["precision"], conv_engine=options["conv_engine"],
+    )  # fmt: skip
     trainer = Trainer(model, update, max_memory=options["max_memory"])
     plan = trainer.plan(min(options["batch_size"], len(train))) if trainer.max_memory else None
     run = Run.create(out, options, model)
@@ -75,7 +82,7 @@ def train_command(**options: Any) -> int:
         f"{options['model']} on {options['dataset']}: {len(train):,} training and {len(test):,} test images, "
         f"{net.parameter_count(model.input_shape):,} parameters",
         f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
-        f"{options['dtype']}",
+        f"{options['dtype'] if options['precision'] == 'float32' else options['precision']}",
         f"{backend.label}: {backend.reason}",
         *([str(plan)] if plan else []),
     )

@@ -13,7 +13,11 @@ import numpy as np
 
 from xpcnn.backend import Array, Namespace
 from xpcnn.kernels import memory, native, threads
+from xpcnn.kernels.reference import FOLDS as FOLDS
 from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
+from xpcnn.kernels.reference import capability as capability
+from xpcnn.kernels.reference import cast as cast
+from xpcnn.kernels.reference import takes_half as takes_half
 from xpcnn.kernels.window import Window
 
 BLOCK_BYTES = 8 << 20  # a few second-level caches: fewer, longer calls outweigh a little spilling
@@ -24,6 +28,7 @@ LONG_RUN = 64  # pixels of one row in all images
 WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
 WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of our own
 FEW_ROWS = 5  # fewer are a product with vectors, which packing does not help
+WORKS = {"convolution", "elementwise", "loss", "norm", "pooled", "product"}  # of `xpcnn.kernels.native`
 WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
 
 
@@ -100,12 +105,17 @@ def col2im(cols: Array, batch: int, channels: int, win: Window, xp: Namespace) -
 
 def engine(work: str, x: Array, axes: int | None = None) -> Any:
     """Return the module of `xpcnn.kernels.native` that does a work on float32 arrays, where there is a C compiler."""
-    if x.dtype != np.float32 or (axes is not None and axes > 2) or native.library() is None:
+    if work not in WORKS or x.dtype != np.float32 or (axes is not None and axes > 2) or native.library() is None:
         return None
     return _module(f"xpcnn.kernels.native.{work}")
 
 
 _module = lru_cache(import_module)
+
+
+def half_dtype(xp: Namespace) -> Any:
+    """Return None: NumPy has no bfloat16, and what adds it computes one number at a time."""
+    return None
 
 
 def rowwise_engine(x: Array, win: Window) -> Any:
@@ -164,15 +174,15 @@ def sum_rows(x: Array, xp: Namespace) -> Array:
 
 
 def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namespace) -> Arrays:
-    """Return ``rule(*arrays)``, computed in pieces that stay in a core's cache."""
+    """Return ``rule(xp, *arrays)``, computed in pieces that stay in a core's cache."""
     shape, size = arrays[0].shape, arrays[0].size
     if size <= PIECE:
-        return rule(*arrays)
+        return rule(xp, *arrays)
     flat = [np.ravel(array) for array in arrays]
     results: list[Array] = []
     for start in range(0, size, PIECE):
         piece = slice(start, start + PIECE)
-        parts = rule(*(array[piece] for array in flat))
+        parts = rule(xp, *(array[piece] for array in flat))
         results = results or [memory.empty((size,), part.dtype) for part in parts]
         for whole, part in zip(results, parts, strict=True):
             whole[piece] = part
@@ -187,13 +197,22 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
     return y, np.greater(y, 0, out=memory.empty(x.shape, bool))
 
 
-def keep(x: Array, mask: Array, xp: Namespace) -> Array:
-    """Return x where the mask is true, and 0 elsewhere: x's bits times 0 or 1, which takes no branches."""
+def add_bias(y: Array, bias: Array, axis: int, xp: Namespace) -> Array:
+    """Add a bias (C,) along an axis of y, in place."""
+    y += bias.reshape(-1, *(1,) * (y.ndim - 1 - axis % y.ndim))
+    return y
+
+
+def keep(x: Array, mask: Array, xp: Namespace, scale: float | None = None) -> Array:
+    """Return x where the mask is true, times the scale if given, and 0 elsewhere."""
     if x.size > PIECE and mask.dtype == np.bool_ and (passes := engine("elementwise", x)):
-        return passes.keep(x, mask)
-    kept = memory.empty(x.shape, x.dtype)
-    bits = f"i{x.dtype.itemsize}"
-    np.multiply(x.view(bits), mask, out=kept.view(bits))
+        kept = passes.keep(x, mask)
+    else:
+        kept = memory.empty(x.shape, x.dtype)
+        bits = f"i{x.dtype.itemsize}"
+        np.multiply(x.view(bits), mask, out=kept.view(bits))  # x's bits times 0 or 1, which takes no branches
+    if scale is not None:
+        np.multiply(kept, x.dtype.type(scale), out=kept)
     return kept
 
 

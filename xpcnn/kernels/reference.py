@@ -20,6 +20,7 @@ from xpcnn.kernels.window import Window
 Arrays = tuple[Array, ...]
 Step = Callable[[slice], tuple[Arrays, Arrays]]
 
+FOLDS = True  # whether prediction scales weights to spare a pass of batch normalisation
 BLOCK_BYTES = 1 << 28  # temporaries of one block of images; NumPy's version takes what fits a core's cache
 
 
@@ -78,6 +79,26 @@ def engine(work: str, x: Array, axes: int | None = None) -> Any:
     return None
 
 
+def capability(device: Any) -> int | None:
+    """Return a GPU's compute capability times 10, such as 90; None where CUDA's kernels do not compute."""
+    return None
+
+
+def half_dtype(xp: Namespace) -> Any:
+    """Return bfloat16's dtype where models may compute in it, or None."""
+    return getattr(xp, "bfloat16", None)
+
+
+def takes_half(op: str, x: Array) -> bool:
+    """Whether an op of this name computes on such half-precision arrays itself; else it is given float32."""
+    return False
+
+
+def cast(arrays: Sequence[Array], dtype: Any, xp: Namespace) -> list[Array]:
+    """Return arrays of a floating dtype, new ones where they were of another."""
+    return [array if array.dtype == dtype else xp.astype(array, dtype) for array in arrays]
+
+
 def rowwise_engine(x: Array, win: Window) -> Any:
     """Return what convolves by rows of the kernel, where that takes less than columns of all of it, or None."""
     return None
@@ -111,8 +132,11 @@ def sum_rows(x: Array, xp: Namespace) -> Array:
 
 
 def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namespace) -> Arrays:
-    """Return ``rule(*arrays)``, where each result's element depends on the same element of the arrays alone."""
-    return rule(*arrays)
+    """Return ``rule(xp, *arrays)``, where each result's element depends on the same element of the arrays alone.
+
+    The rule computes with the namespace that it is given, which may be one of symbols.
+    """
+    return rule(xp, *arrays)
 
 
 def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
@@ -121,14 +145,26 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
     return y, y > 0
 
 
+def mixed(old: Array | None, new: Array, share: float) -> Array | None:
+    """Return ``(1 - share)·old + share·new``, or None without an old one."""
+    return None if old is None else (1.0 - share) * old + share * new
+
+
 def add(a: Array, b: Array, xp: Namespace) -> Array:
     """Return a + b, of one shape."""
     return a + b
 
 
-def keep(x: Array, mask: Array, xp: Namespace) -> Array:
-    """Return x where the mask is true, and 0 elsewhere."""
-    return xp.where(mask, x, xp.zeros((), dtype=x.dtype, device=device(x)))
+def add_bias(y: Array, bias: Array, axis: int, xp: Namespace) -> Array:
+    """Add a bias (C,) along an axis of y: in place where the namespace can, so y must be the caller's own."""
+    y += xp.reshape(bias, tuple(-1 if i == axis % y.ndim else 1 for i in range(y.ndim)))
+    return y
+
+
+def keep(x: Array, mask: Array, xp: Namespace, scale: float | None = None) -> Array:
+    """Return x where the mask is true, times the scale if given, and 0 elsewhere."""
+    kept = xp.where(mask, x, xp.zeros((), dtype=x.dtype, device=device(x)))
+    return kept if scale is None else kept * scale
 
 
 def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Array:

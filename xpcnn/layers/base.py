@@ -78,6 +78,7 @@ class Layer(ABC):
 
     kind = "layer"  # names a layer inside a container: conv1, relu1, ...
     couples_batch: ClassVar[bool] = False  # whether an example's y depends on the others of its batch
+    wide_parameters: ClassVar[bool] = False  # whether its own stay in float32 where others are rounded to bfloat16
 
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xpcnn import ops
-from xpcnn.backend import Array, upload_like
+from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays, Layer, Shape
 from xpcnn.ops._check import number
@@ -34,8 +34,7 @@ class Dropout(Layer):
             return x, None, state
         if key is None:
             raise XpcnnError("Dropout draws a mask in training: forward needs key=xpcnn.random.Key(seed).")
-        kept = key.child("dropout").uniform(tuple(x.shape)) >= self.rate
-        y, saved = ops.dropout(x, upload_like(kept, x), self.rate)
+        y, saved = ops.dropout(x, key.child("dropout").mask(self.rate, x), self.rate)
         return y, saved, state
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:

@@ -20,6 +20,7 @@ class _Norm(Layer):
     """What normalising layers share: γ and β, and a backward."""
 
     kind = "norm"
+    wide_parameters = True
 
     @abstractmethod
     def normalised(self, input_shape: Shape) -> Shape:

@@ -121,6 +121,14 @@ class Footprint:
             low, high = (low, middle) if self._tiled(batch_size, middle, limit).total <= limit else (middle, high)
         return self._tiled(batch_size, high, limit)
 
+    def images_that_fit(self, limit: int) -> int:
+        """Return how many images a step may have at once, 0 if not even one fits."""
+        low, high = 0, 1 << 24
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._tiled(middle, 1, limit).total <= limit else (low, middle)
+        return low
+
     def images_in_prediction(self, limit: int) -> int:
         """Return how many images at a time can be predicted, beside the parameters and the optimizer's state."""
         room = limit - RUNTIME - self.parameters - self.optimizer

@@ -15,7 +15,7 @@ from xpcnn.errors import ArrayTypeError, XpcnnError
 
 FLOATS = ("float32", "float64")
 NUMBERS = ("t", "targets", "dy")  # which are no images
-HALVES = ("float16", "bfloat16")  # computed in float32, see xpcnn.ops.half
+HALVES = ("float16", "bfloat16")  # computed in float32, see xpcnn.ops.half: few backends' kernels take them
 MOST_REMEMBERED = 1024  # results of one function
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,7 +35,7 @@ def namespace(xp: Namespace | None, maybe: dict[str, Array | None] | None = None
         raise ArrayTypeError(f"xp is {getattr(xp, '__name__', repr(xp))}, but the arrays are {_library(found)}'s.")
     one_dtype(given)
     first, array = next(iter(given.items()))
-    if dtype_name(array) not in FLOATS:
+    if dtype_name(array) not in (*FLOATS, *HALVES):
         raise ArrayTypeError(f"{first} has dtype {dtype_name(array)}; supported are {', '.join((*HALVES, *FLOATS))}.")
     _passed.setdefault(type(array), {})[array.dtype] = found
     return found

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import array_api_extra as xpx
 from array_api_compat import device
 
+from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.ops import _check, half
@@ -83,13 +84,17 @@ def global_avg_pool2d(x: Array, *, xp: Namespace | None = None) -> tuple[Array, 
     """
     xp = _check.namespace(xp, x=x)
     _check_image(x)
-    return xp.mean(x, axis=(2, 3)), GlobalPoolSaved(_check.kin(x, xp), tuple(x.shape))
+    engine = kernels.of(xp).engine("pool", x)
+    y = engine.mean_forward(x) if engine else xp.mean(x, axis=(2, 3))
+    return y, GlobalPoolSaved(_check.kin(x, xp), tuple(x.shape))
 
 
 @half.backward
 def global_avg_pool2d_backward(dy: Array, saved: GlobalPoolSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx (N, C, H, W): each dy is spread evenly over its channel."""
     xp = _check_dy(dy, saved, xp)
+    if engine := kernels.of(xp).engine("pool", dy):
+        return engine.mean_backward(dy, saved.shape)
     share = dy[:, :, None, None] / (saved.shape[2] * saved.shape[3])
     return xp.zeros(saved.shape, dtype=dy.dtype, device=device(dy)) + share
 

@@ -52,10 +52,11 @@ def affine(
             f"x of shape {tuple(x.shape)} has {features if x.ndim > 1 else 'no'} features per example, but weight of "
             f"shape {tuple(weight.shape)} takes {weight.shape[0]}."
         )
-    y = kernels.of(xp).matmul(_rows(x, xp), weight, xp)  # (N, out)
+    k = kernels.of(xp)
+    y = k.matmul(_rows(x, xp), weight, xp)  # (N, out)
     if bias is not None:
         _check.same_shape("bias", bias, (weight.shape[1],), "one per output")
-        y += bias  # in place where the namespace can: y is this call's own
+        y = k.add_bias(y, bias, 1, xp)
     return y, AffineSaved(x, weight, bias is not None)
 
 

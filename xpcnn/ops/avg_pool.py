@@ -11,13 +11,15 @@ from xpcnn.ops import _check, half
 from xpcnn.ops.pool import pool_window, window_starts
 from xpcnn.ops.window import AXES, padding_pairs
 
+Pairs = list[tuple[int, int]]  # of padding before and after, one for each axis
+
 
 class AvgPoolSaved(NamedTuple):
     """What average pooling's backward needs."""
 
     kin: Array
     shape: tuple[int, int]  # (N, C)
-    counts: Array | float  # elements that each mean divides by, (*out) or one for all
+    counts: Array | float | Pairs  # elements that each mean divides by, (*out) or one for all; an engine's is `outside`
     win: Window
 
 
@@ -67,8 +69,11 @@ def avg_pool2d_backward(dy: Array, saved: AvgPoolSaved, *, xp: Namespace | None 
     kin, shape, counts, win = saved
     xp = _check.namespace(xp, dy=dy, x=kin)
     _check.same_shape("dy", dy, (*shape, *win.out), "the shape of y")
+    k = kernels.of(xp)
+    if isinstance(counts, list):
+        return k.engine("pool", dy).avg_backward(dy, win, counts)
     share = dy / counts
-    return kernels.of(xp).add_slices([share] * win.taps, share, win, xp)
+    return k.add_slices([share] * win.taps, share, win, xp)
 
 
 @half.forward
@@ -119,20 +124,23 @@ def _avg_pool(
     xp = _check.namespace(xp, x=x)
     _check.rank("x", x, AXES[n])
     win = pool_window(tuple(x.shape[2:]), kernel_size, *options)
-    first, *others = kernels.of(xp).window_slices(x, win, 0.0, xp)
-    total = first + others[0] if others else first
-    for part in others[1:]:
-        total += part  # in place where the namespace can: the sum is this call's own
     outside = [(0, 0)] * n
     if count_include_pad and options[-1] is not None:
         outside = [(before, extent) for before, extent in zip(win.before, win.extent, strict=True)]
     elif count_include_pad:
-        outside = padding_pairs(options[1], win.size, win.kernel, win.stride, win.dilation)
+        outside = list(padding_pairs(options[1], win.size, win.kernel, win.stride, win.dilation))
+    k = kernels.of(xp)
+    if engine := k.engine("pool", x):
+        return engine.avg_forward(x, win, outside), AvgPoolSaved(_check.kin(x, xp), tuple(x.shape[:2]), outside, win)
+    first, *others = k.window_slices(x, win, 0.0, xp)
+    total = first + others[0] if others else first
+    for part in others[1:]:
+        total += part  # in place where the namespace can: the sum is this call's own
     counts = _counts(win, outside, x, xp)
     return total / counts, AvgPoolSaved(_check.kin(x, xp), tuple(x.shape[:2]), counts, win)
 
 
-def _counts(win: Window, outside: list[tuple[int, int]], like: Array, xp: Namespace) -> Array | float:
+def _counts(win: Window, outside: Pairs, like: Array, xp: Namespace) -> Array | float:
     """Return how many elements of each window count: those in the image and in the padding given; at least 1."""
     if not win.is_padded:
         return float(win.taps)

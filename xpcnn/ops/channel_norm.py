@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
+from xpcnn.kernels.reference import mixed
 from xpcnn.ops import _check
 
 Arrays = tuple[Array, ...]
@@ -27,9 +28,19 @@ class Kept(NamedTuple):
 
 
 def forward(
-    x: Array, gamma: Array | None, beta: Array | None, eps: float, most: float | None
-) -> tuple[Array, Kept, Array, Array]:
-    """Return y = γ·x̂ + β, held between 0 and ``most`` if given, what backward needs, mean and biased variance (C,)."""
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    most: float | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    momentum: float,
+) -> tuple[Array, Kept, Array | None, Array | None]:
+    """Return y = γ·x̂ + β, held between 0 and ``most`` if given, what backward needs, and the new running statistics.
+
+    These are None where there are no old ones, else ``(1 - momentum)·old + momentum·batch`` with the unbiased variance.
+    """
     xp = _check.namespace(None, x=x)
     k = kernels.of(xp)
     images = xp.reshape(x, (*x.shape[:2], prod(x.shape[2:])))  # (N, C, P)
@@ -48,7 +59,9 @@ def forward(
         return (y, normal, active), ()
 
     (y, normal, *active), _ = k.map_blocks(block, x.shape[0], _bytes(images), xp)
-    return xp.reshape(y, x.shape), Kept(normal, scale, gamma, active[0] if active else None), mean, var
+    count = x.shape[0] * images.shape[2]
+    new_mean, new_var = mixed(running_mean, mean, momentum), mixed(running_var, var * (count / (count - 1)), momentum)
+    return xp.reshape(y, x.shape), Kept(normal, scale, gamma, active[0] if active else None), new_mean, new_var
 
 
 def _statistics(images: Array, xp: Namespace) -> tuple[Array, Array]:

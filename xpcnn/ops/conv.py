@@ -42,7 +42,7 @@ def conv_forward(x: Array, weight: Array, bias: Array | None, win: Window, group
         cols = xp.reshape(k.im2col(images, win, xp), (groups, channels // groups * win.taps, columns))
         y = xp.reshape(k.matmul(w, cols, xp), (filters, columns))  # (F, B·O)
         if bias is not None:
-            y += bias[:, None]  # in place where the namespace can: y is this block's own
+            y = k.add_bias(y, bias, 0, xp)
         return (xp.moveaxis(xp.reshape(y, (filters, images.shape[0], *win.out)), 0, 1),), ()  # (B, F, *out)
 
     (y,), _ = k.map_blocks(block, x.shape[0], column_bytes(x, channels + filters // win.taps, win), xp)

@@ -22,7 +22,6 @@ from xpcnn.ops import _check, half
 from xpcnn.ops.conv import check_shapes
 from xpcnn.ops.window import conv_window, ints
 
-MOST_PLACES = 256  # of an engine, whose places are bytes
 FEW_COLUMNS = 256  # C·KH·KW, beyond which the multiplications outweigh the moving
 
 Arrays = tuple[Array, ...]
@@ -43,7 +42,7 @@ class ConvPoolSaved(NamedTuple):
     pool: tuple[int, int]
 
 
-@half.forward
+@half.forward_beside(taken=lambda given: pays(given["x"], given["weight"], given.get("pool_size", 2)))
 def conv2d_relu_max_pool2d(
     x: Array,
     weight: Array,
@@ -79,7 +78,7 @@ def conv2d_relu_max_pool2d(
     pool = pooling.kernel[0], pooling.kernel[1]
     k = kernels.of(xp)
     filters = weight.shape[0]
-    if engine := _engine(x, pool, xp):
+    if engine := _engine(x, weight, pool, xp):
         y, active, place = engine.forward(x, weight, bias, conv, win, pool)
         return y, ConvPoolSaved(x, weight, active, place, bias is not None, win, places, conv, pool)
     w = _spread(weight, win, places, xp)  # (P·F, C·K')
@@ -90,7 +89,7 @@ def conv2d_relu_max_pool2d(
         z = xp.reshape(k.matmul(w, k.im2col(images, win, xp), xp), (len(places), filters, columns))
         y, place = k.first_max([z[p, ...] for p in range(len(places))], None, xp)  # (F, B·O)
         if bias is not None:
-            y += bias[:, None]  # in place where the namespace can: y is this block's own
+            y = k.add_bias(y, bias, 0, xp)
         y, active = k.relu(y, xp)
         return tuple(xp.moveaxis(xp.reshape(a, (filters, batch, *win.out)), 0, 1) for a in (y, active, place)), ()
 
@@ -111,7 +110,7 @@ def conv2d_relu_max_pool2d_backward(
         _check.same_shape(name, kept, expected, "the shape of y")
     _check.same_shape("saved.x", x, (x.shape[0], weight.shape[1], *conv.size), "the images that were convolved")
     k = kernels.of(xp)
-    if engine := _engine(x, pool, xp):
+    if engine := _engine(x, weight, pool, xp):
         dx, dweight, dbias = engine.backward(dy, active, place, x, weight, conv, pool, need_dx)
         return dx, dweight, dbias if has_bias else None
     filters, channels = weight.shape[:2]
@@ -138,14 +137,17 @@ def conv2d_relu_max_pool2d_backward(
 
 def pays(x: Array, weight: Array, pool_size: Any) -> bool:
     """Whether one step is faster than three; without an engine it adds multiplications to move fewer columns."""
-    rows, columns = ints("pool_size", pool_size, 2, 1)
     xp = _check.namespace(None, x=x, weight=weight)
-    return bool(_engine(x, (rows, columns), xp)) or prod(weight.shape[1:]) <= FEW_COLUMNS
+    if engine := kernels.of(xp).engine("pooled", x):
+        rows, columns = ints("pool_size", pool_size, 2, 1)
+        return bool(engine.fits(weight, (rows, columns)))
+    return prod(weight.shape[1:]) <= FEW_COLUMNS
 
 
-def _engine(x: Array, pool: tuple[int, int], xp: Namespace) -> Any:
-    """Return the backend's engine, if it has one for such images and for so many places in a pooling window."""
-    return kernels.of(xp).engine("pooled", x) if x.shape[1] and prod(pool) <= MOST_PLACES else None
+def _engine(x: Array, weight: Array, pool: tuple[int, int], xp: Namespace) -> Any:
+    """Return the backend's engine, if it has one for such images, filters and pooling windows."""
+    engine = kernels.of(xp).engine("pooled", x) if x.shape[1] else None
+    return engine if engine and engine.fits(weight, pool) else None
 
 
 @lru_cache(1024)

@@ -169,7 +169,7 @@ def _conv_transpose(
         cols = xp.reshape(k.matmul(w_t, g, xp), (filters * win.taps, columns))  # (F·K, B·O)
         y = k.col2im(cols, images.shape[0], filters, win, xp)  # (B, F, *size)
         if bias is not None:
-            y += xp.reshape(bias, (-1, *(1,) * n))  # in place where the namespace can: y is this block's own
+            y = k.add_bias(y, bias, 1, xp)
         return (y,), ()
 
     (y,), _ = k.map_blocks(block, x.shape[0], column_bytes(x, filters + channels // win.taps, win), xp)

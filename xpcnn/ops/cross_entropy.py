@@ -11,7 +11,7 @@ from xpcnn import kernels
 from xpcnn.backend import Array, Namespace, is_numpy
 from xpcnn.errors import ArrayTypeError, XpcnnError
 from xpcnn.ops import _check, half
-from xpcnn.ops.reduction import check_reduction, divided, reduced, share_of
+from xpcnn.ops.reduction import check_reduction, divided
 from xpcnn.ops.softmax import below_max
 
 
@@ -27,7 +27,7 @@ class CrossEntropySaved(NamedTuple):
 class SlopesSaved(NamedTuple):
     """The same where a backend's engine found the gradient together with the loss."""
 
-    slopes: Array  # (N, K), of each example's loss
+    slopes: Array  # (N, K), of the reduced loss, or of each example's own
     reduction: str
 
 
@@ -138,7 +138,7 @@ def softmax_cross_entropy_backward(
 def _slopes(saved: CrossEntropySaved | SlopesSaved, xp: Namespace) -> Array:
     """Return the gradient of the logits for a dy of ones."""
     if isinstance(saved, SlopesSaved):
-        return saved.slopes * share_of(saved.slopes.shape[0]) if saved.reduction == "mean" else saved.slopes
+        return saved.slopes
     p, q, divisor, _ = saved
     dlogits = p * xp.sum(q, axis=1, keepdims=True) - q
     if divisor is None:
@@ -154,8 +154,8 @@ def _by_engine(logits: Array, labels: Array, reduction: str, xp: Namespace) -> t
     if not engine:
         return None
     _check.library(logits=logits, targets=labels)
-    found = engine.cross_entropy(logits, labels)
-    return None if found is None else (reduced(found[0], reduction, len(labels), xp), SlopesSaved(found[1], reduction))
+    found = engine.cross_entropy(logits, labels, reduction)
+    return None if found is None else (found[0], SlopesSaved(found[1], reduction))
 
 
 def _one_hot(logits: Array, labels: Array, ignore_index: int | None, xp: Namespace) -> tuple[Array, Array]:

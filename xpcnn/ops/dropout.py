@@ -51,7 +51,7 @@ def dropout(x: Array, mask: Array, rate: float, *, xp: Namespace | None = None) 
         raise XpcnnError(f"mask of shape {tuple(mask.shape)} does not broadcast to x's shape {shape}.")
     scale = 1.0 / (1.0 - _check.number("rate", rate, 0.0, 1.0))
     mask = xp.broadcast_to(mask, shape)
-    return kernels.of(xp).keep(x, mask, xp) * scale, DropoutSaved(mask, scale, _check.kin(x, xp), shape)
+    return kernels.of(xp).keep(x, mask, xp, scale), DropoutSaved(mask, scale, _check.kin(x, xp), shape)
 
 
 @half.backward
@@ -60,4 +60,4 @@ def dropout_backward(dy: Array, saved: DropoutSaved, *, xp: Namespace | None = N
     mask, scale, kin, shape = saved
     xp = _check.namespace(xp, dy=dy, x=kin)
     _check.same_shape("dy", dy, shape, "the shape of y")
-    return kernels.of(xp).keep(dy, mask, xp) * scale
+    return kernels.of(xp).keep(dy, mask, xp, scale)

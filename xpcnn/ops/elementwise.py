@@ -24,7 +24,7 @@ class ActivationSaved(NamedTuple):
 def apply(rule: Rule, x: Array, xp: Namespace | None, *options: float) -> tuple[Array, ActivationSaved]:
     """Return ``rule(x)`` and what its backward needs."""
     xp = _check.namespace(xp, x=x)
-    (y,) = kernels.of(xp).elementwise(lambda a: (rule(a, xp, *options),), [x], xp)
+    (y,) = kernels.of(xp).elementwise(lambda xp, a: (rule(a, xp, *options),), [x], xp)
     return y, ActivationSaved(x, options)
 
 
@@ -33,7 +33,7 @@ def derive(slope: Rule, dy: Array, saved: ActivationSaved, xp: Namespace | None)
     xp = _check.namespace(xp, dy=dy, x=saved.x)
     _check.same_shape("dy", dy, saved.x.shape, "the shape of y")
     rule = kernels.of(xp).elementwise
-    (dx,) = rule(lambda g, a: (g * slope(a, xp, *saved.options),), [dy, saved.x], xp)
+    (dx,) = rule(lambda xp, g, a: (g * slope(a, xp, *saved.options),), [dy, saved.x], xp)
     return dx
 
 

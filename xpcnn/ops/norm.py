@@ -46,7 +46,7 @@ class WholeSaved(NamedTuple):
     has_beta: bool
 
 
-@half.forward
+@half.forward_beside("gamma", "beta", "running_mean", "running_var")
 def batch_norm(
     x: Array,
     gamma: Array | None,
@@ -69,7 +69,8 @@ def batch_norm(
     gamma, beta : array (C,) or None
         Scale and shift; None stands for ones and zeros.
     running_mean, running_var : array (C,) or None
-        Statistics so far; may be None in training.
+        Statistics so far; may be None in training. With these and gamma and beta in float32 beside a half-precision x,
+        the new statistics and the gradients of gamma and beta are float32, too.
     train : bool
         Normalise with the batch's own mean and biased variance and update the statistics with the unbiased one;
         otherwise normalise with the statistics given.
@@ -97,7 +98,7 @@ def batch_norm(
     .. [1] S. Ioffe, C. Szegedy, "Batch normalization", 2015, algorithms 1 and 2.
     """
     names = {"gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
-    xp = _check.namespace(xp, names, x=x)
+    xp = _namespace(xp, x, names)
     if x.ndim < 2:
         raise XpcnnError(f"x must have the axes (N, C, ...), got shape {tuple(x.shape)}.")
     if activation not in BOUNDS:
@@ -115,14 +116,12 @@ def batch_norm(
     k = kernels.of(xp)
     if train and count:
         engine = k.engine("norm", x) or channel_norm
-        y, kept, mean, var = engine.forward(x, gamma, beta, eps, BOUNDS[activation])
-        unbiased = var * (count / (count - 1))
-        statistics = _mixed(running_mean, mean, momentum, xp), _mixed(running_var, unbiased, momentum, xp)
-        return (
-            y,
-            WholeSaved(kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None),
-            statistics,
-        )
+        bound = BOUNDS[activation]
+        y, kept, *mixed = engine.forward(x, gamma, beta, eps, bound, running_mean, running_var, momentum)
+        return y, _whole(kept, x, gamma, beta, xp), (mixed[0], mixed[1])
+    if running_mean is not None and running_var is not None and (fixed := getattr(k.engine("norm", x), "fixed", None)):
+        y, kept = fixed(x, gamma, beta, running_mean, running_var, eps, BOUNDS[activation])
+        return y, _whole(kept, x, gamma, beta, xp), (running_mean, running_var)
     if running_mean is not None and running_var is not None:
         axes, statistics = (), (running_mean, running_var)
         scale = 1.0 / xp.sqrt(xp.reshape(running_var, spread) + eps)
@@ -141,7 +140,7 @@ def batch_norm(
     return y, saved, statistics
 
 
-@half.forward
+@half.forward_beside("gamma", "beta")
 def layer_norm(
     x: Array, gamma: Array | None, beta: Array | None, *, axes: Any, eps: float = 1e-5, xp: Namespace | None = None
 ) -> tuple[Array, NormSaved]:
@@ -152,7 +151,7 @@ def layer_norm(
     x : array
         Of any floating dtype.
     gamma, beta : array of x's shape on those axes, or None
-        Scale and shift; None stands for ones and zeros.
+        Scale and shift; None stands for ones and zeros. Beside a half-precision x, both may be float32.
     axes : int or ints
         The axes to normalise over; negative ones count from the last.
     eps : float
@@ -177,7 +176,7 @@ def layer_norm(
     return _scaled(normal, gamma, beta, spread, xp), saved
 
 
-@half.forward
+@half.forward_beside("gamma", "beta")
 def group_norm(
     x: Array, gamma: Array | None, beta: Array | None, *, groups: int, eps: float = 1e-5, xp: Namespace | None = None
 ) -> tuple[Array, NormSaved]:
@@ -188,7 +187,7 @@ def group_norm(
     x : array (N, C, ...)
         Of any floating dtype.
     gamma, beta : array (C,) or None
-        Scale and shift; None stands for ones and zeros.
+        Scale and shift; None stands for ones and zeros. Beside a half-precision x, both may be float32.
     groups : int
         Number of groups, which must divide C; C groups are instance normalisation, one is over the whole example.
     eps : float
@@ -283,9 +282,19 @@ def _summed(values: Array, shape: Shape, spread: Shape, xp: Namespace) -> Array:
     return xp.reshape(sum_over(values, others, xp), shape) if others else xp.asarray(values, copy=True)
 
 
-def _mixed(old: Array | None, new: Array, momentum: float, xp: Namespace) -> Array | None:
-    """Move a running statistic towards the batch's."""
-    return None if old is None else (1.0 - momentum) * old + momentum * xp.reshape(new, old.shape)
+def _whole(kept: Any, x: Array, gamma: Array | None, beta: Array | None, xp: Namespace) -> WholeSaved:
+    """Return what an engine kept, with what is checked before it is asked for the gradient."""
+    return WholeSaved(kept, _check.kin(x, xp), tuple(x.shape), gamma is not None, beta is not None)
+
+
+def _namespace(xp: Namespace | None, x: Array, parameters: dict[str, Array | None]) -> Namespace:
+    """Return the namespace of all; beside a half-precision x, which kernels take as it is, the others are float32."""
+    given = {name: array for name, array in parameters.items() if array is not None}
+    if not given or not half.is_half(x):
+        return _check.namespace(xp, given, x=x)
+    _check.library(x=x, **given)
+    _check.namespace(xp, **given)
+    return _check.namespace(xp, x=x)
 
 
 def _check_parameters(shape: Shape, why: str, **arrays: Array | None) -> None:

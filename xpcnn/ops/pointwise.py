@@ -32,9 +32,8 @@ def forward(x: Array, weight: Array, bias: Array | None, win: Window, groups: in
 
     def block(rows: slice) -> tuple[Arrays, Arrays]:
         y = k.matmul(w, _pixels(x[rows, ...], win, groups, xp), xp)  # (B, G, F/G, O)
-        if bias is not None:
-            y += xp.reshape(bias, (groups, filters // groups, 1))  # in place where the namespace can: y is its own
-        return (xp.reshape(y, (y.shape[0], filters, *win.out)),), ()
+        y = xp.reshape(y, (y.shape[0], filters, *win.out))
+        return (y if bias is None else k.add_bias(y, bias, 1, xp),), ()
 
     (y,), _ = k.map_blocks(block, x.shape[0], _bytes(x, weight, win), xp)
     return y

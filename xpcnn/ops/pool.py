@@ -90,6 +90,8 @@ def max_pool2d_backward(dy: Array, saved: MaxPoolSaved, *, xp: Namespace | None 
     xp = _check.namespace(xp, dy=dy, x=saved.kin)
     _check.same_shape("dy", dy, saved.offset.shape, "the shape of y")
     k = kernels.of(xp)
+    if engine := k.engine("pool", dy):
+        return engine.max_backward(dy, saved.offset, saved.win)
     parts = (k.keep(dy, saved.offset == tap, xp) for tap in range(saved.win.taps))
     return k.add_slices(parts, dy, saved.win, xp)
 
@@ -147,9 +149,11 @@ def _max_pool(
     xp = _check.namespace(xp, x=x)
     _check.rank("x", x, AXES[n])
     win = pool_window(x.shape[2:], kernel_size, stride, padding, dilation, ceil_mode, mode, center)
-    k = kernels.of(xp)
+    k, backwards = kernels.of(xp), mode == "convolution"
+    if engine := k.engine("pool", x):
+        y, offset = engine.max_forward(x, win, backwards)
+        return y, MaxPoolSaved(_check.kin(x, xp), offset, win)
     slices = k.window_slices(x, win, -float("inf"), xp)
-    backwards = mode == "convolution"
     first = _first_inside(win, backwards, x, xp) if win.is_padded else None
     y, rank = k.first_max(slices[::-1] if backwards else slices, first, xp)
     return y, MaxPoolSaved(_check.kin(x, xp), win.taps - 1 - rank if backwards else rank, win)

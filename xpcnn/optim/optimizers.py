@@ -1,4 +1,8 @@
-"""Optimizers: pairs of pure functions ``init(params)`` and ``update(grads, opt_state, params, step)``."""
+"""Optimizers: pairs of pure functions ``init(params)`` and ``update(grads, opt_state, params, step)``.
+
+Those here are made of less: of what each step's numbers are, and of a rule for one parameter that is given them. A
+backend may make one kernel of the rule, which updates all parameters at once.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,10 @@ from xpcnn.errors import XpcnnError
 Params = dict[str, Array]
 OptState = dict[str, Params]  # the name of each moment -> one array per parameter
 Schedule = Callable[[int], float]
+Numbers = tuple[float, ...]
+Rule = Callable[..., tuple[Array, ...]]
+
+COMPILED = ("sgd", "momentum", "nesterov", "adagrad", "adam")  # kinds that an engine for elementwise work has
 
 
 class Optimizer(NamedTuple):
@@ -29,11 +37,18 @@ class Optimizer(NamedTuple):
     update : callable
         ``update(grads, opt_state, params, step) -> (new_params, new_opt_state)``; ``step`` counts from 0. Nothing
         given is written to.
+    numbers : callable, optional
+        ``numbers(step) -> tuple of float``: all that depends on the step, and what is constant, of one length.
+    rule : callable, optional
+        ``rule(numbers, p, g, *moments) -> (p, *moments)``, elementwise and pure, with the moments in the order of
+        ``opt_state``; it may be run on symbols. Only with both can training be recorded as a CUDA graph.
     """
 
     name: str
     init: Callable[[Params], OptState]
     update: Callable[[Params, OptState, Params, int], tuple[Params, OptState]]
+    numbers: Callable[[int], Numbers] | None = None
+    rule: Rule | None = None
 
 
 def sgd(lr: float | Schedule = 0.01, momentum: float = 0.0, *, nesterov: bool = False) -> Optimizer:
@@ -57,23 +72,19 @@ def sgd(lr: float | Schedule = 0.01, momentum: float = 0.0, *, nesterov: bool = 
     if nesterov and not momentum:
         raise XpcnnError("nesterov needs a momentum above 0.")
 
-    def init(params: Params) -> OptState:
-        return {"velocity": _zeros(params)} if momentum else {}
+    def plain(numbers: Numbers, p: Array, g: Array) -> tuple[Array, ...]:
+        (lr_now,) = numbers
+        return (p - lr_now * g,)
 
-    def update(grads: Params, state: OptState, params: Params, step: int) -> tuple[Params, OptState]:
-        lr_now = rate(step)
+    def heavy(numbers: Numbers, p: Array, g: Array, v: Array) -> tuple[Array, ...]:
+        lr_now, mu = numbers
+        v = mu * v + g
+        return p - lr_now * (g + mu * v if nesterov else v), v
 
-        def plain(p: Array, g: Array) -> tuple[Array, ...]:
-            return (p - lr_now * g,)
-
-        def heavy(p: Array, g: Array, v: Array) -> tuple[Array, ...]:
-            v = momentum * v + g
-            return p - lr_now * (g + momentum * v if nesterov else v), v
-
-        name = ("nesterov" if nesterov else "momentum") if momentum else "sgd"
-        return _apply(heavy if momentum else plain, params, grads, state, name, (lr_now, momentum))
-
-    return Optimizer("sgd", init, update)
+    if not momentum:
+        return _made("sgd", (), lambda step: (rate(step),), plain)
+    kind = "nesterov" if nesterov else "momentum"
+    return _made("sgd", ("velocity",), lambda step: (rate(step), momentum), heavy, kind)
 
 
 def adagrad(lr: float | Schedule = 0.01, *, eps: float = 1e-7) -> Optimizer:
@@ -93,19 +104,12 @@ def adagrad(lr: float | Schedule = 0.01, *, eps: float = 1e-7) -> Optimizer:
     rate = _schedule(lr)
     eps = _within("eps", eps, 0.0, float("inf"))
 
-    def init(params: Params) -> OptState:
-        return {"sum_of_squares": _zeros(params)}
+    def rule(numbers: Numbers, p: Array, g: Array, h: Array) -> tuple[Array, ...]:
+        lr_now, small = numbers
+        h = h + g * g
+        return p - lr_now * g / (_sqrt(h) + small), h
 
-    def update(grads: Params, state: OptState, params: Params, step: int) -> tuple[Params, OptState]:
-        lr_now = rate(step)
-
-        def rule(p: Array, g: Array, h: Array) -> tuple[Array, ...]:
-            h = h + g * g
-            return p - lr_now * g / (_sqrt(h) + eps), h
-
-        return _apply(rule, params, grads, state, "adagrad", (lr_now, eps))
-
-    return Optimizer("adagrad", init, update)
+    return _made("adagrad", ("sum_of_squares",), lambda step: (rate(step), eps), rule)
 
 
 def adam(lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -129,45 +133,63 @@ def adam(lr: float | Schedule = 0.001, *, beta1: float = 0.9, beta2: float = 0.9
     beta2 = _within("beta2", beta2, 0.0, 1.0)
     eps = _within("eps", eps, 0.0, float("inf"))
 
-    def init(params: Params) -> OptState:
-        return {"mean": _zeros(params), "square": _zeros(params)}
-
-    def update(grads: Params, state: OptState, params: Params, step: int) -> tuple[Params, OptState]:
+    def numbers(step: int) -> Numbers:
         size = rate(step) / (1 - beta1 ** (step + 1))
         undo = (1 - beta2 ** (step + 1)) ** -0.5
+        return size, beta1, 1 - beta1, beta2, 1 - beta2, undo, eps
 
-        def rule(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
-            m = beta1 * m + (1 - beta1) * g
-            v = beta2 * v + (1 - beta2) * (g * g)
-            return p - size * m / (undo * _sqrt(v) + eps), m, v
+    def rule(numbers: Numbers, p: Array, g: Array, m: Array, v: Array) -> tuple[Array, ...]:
+        size, b1, rest1, b2, rest2, undo, small = numbers
+        m = b1 * m + rest1 * g
+        v = b2 * v + rest2 * (g * g)
+        return p - size * m / (undo * _sqrt(v) + small), m, v
 
-        return _apply(rule, params, grads, state, "adam", (size, beta1, beta2, undo, eps))
+    return _made("adam", ("mean", "square"), numbers, rule)
 
-    return Optimizer("adam", init, update)
+
+def _made(
+    name: str, moments: tuple[str, ...], numbers: Callable[[int], Numbers], rule: Rule, kind: str = ""
+) -> Optimizer:
+    """Return the optimizer of a rule; ``kind`` is what an engine calls the rule if not by the optimizer's name."""
+
+    def init(params: Params) -> OptState:
+        return {moment: _zeros(params) for moment in moments}
+
+    def update(grads: Params, state: OptState, params: Params, step: int) -> tuple[Params, OptState]:
+        return _apply(rule, numbers(step), params, grads, state, kind or name)
+
+    return Optimizer(name, init, update, numbers, rule)
 
 
 def _apply(
-    rule: Callable[..., tuple[Array, ...]],
-    params: Params,
-    grads: Params,
-    state: OptState,
-    name: str,
-    numbers: tuple[float, ...],
+    rule: Rule, numbers: Numbers, params: Params, grads: Params, state: OptState, kind: str
 ) -> tuple[Params, OptState]:
-    """Run ``rule(p, g, *moments) -> (p, *moments)`` on every parameter, or the engine's version of that name."""
+    """Run ``rule(numbers, p, g, *moments) -> (p, *moments)`` on all parameters at once, or on one after the other."""
+    first = next(iter(params.values()), None)
+    if first is not None and (engine := kernels.of(array_namespace(first)).engine("optimizer", first)):
+        lists = [[values[path] for path in params] for values in (params, grads, *state.values())]
+        if found := engine.update(rule, numbers, *lists[:2], lists[2:]):
+            moments = {
+                name: dict(zip(params, values, strict=True)) for name, values in zip(state, found[1], strict=True)
+            }
+            return dict(zip(params, found[0], strict=True)), moments
     new: Params = {}
-    moments: OptState = {name: {} for name in state}
+    changed: OptState = {name: {} for name in state}
     for path, p in params.items():
-        xp = array_namespace(p)
-        arrays = [p, grads[path], *(values[path] for values in state.values())]
-        alike = all(array.dtype == p.dtype and array.shape == p.shape for array in arrays)
-        if alike and (engine := kernels.of(xp).engine("elementwise", p)):
-            new[path], *changed = engine.update(name, numbers, *arrays)
-        else:
-            new[path], *changed = kernels.of(xp).elementwise(rule, arrays, xp)
-        for moment, value in zip(state, changed, strict=True):
-            moments[moment][path] = value
-    return new, moments
+        new[path], *values = _one(rule, numbers, [p, grads[path], *(arrays[path] for arrays in state.values())], kind)
+        for name, value in zip(state, values, strict=True):
+            changed[name][path] = value
+    return new, changed
+
+
+def _one(rule: Rule, numbers: Numbers, arrays: list[Array], kind: str) -> tuple[Array, ...]:
+    """Run a rule on a parameter, its gradient and moments, or the engine's version of that kind."""
+    p = arrays[0]
+    xp = array_namespace(p)
+    alike = all(array.dtype == p.dtype and array.shape == p.shape for array in arrays)
+    if alike and kind in COMPILED and (engine := kernels.of(xp).engine("elementwise", p)):
+        return engine.update(kind, numbers, *arrays)
+    return kernels.of(xp).elementwise(lambda xp, *parts: rule(numbers, *parts), arrays, xp)
 
 
 def _schedule(lr: float | Schedule) -> Schedule:

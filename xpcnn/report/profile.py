@@ -25,7 +25,7 @@ from xpcnn.random import Key
 from xpcnn.report.layer_outputs import Wrapped
 
 PACKAGE = "xpcnn.kernels."
-OUTSIDE = ("numpy_cpu", "reference", "memory", "threads", "window", "build", "call")
+OUTSIDE = ("numpy_cpu", "reference", "memory", "threads", "window", "build", "call", "policy")
 
 
 @dataclass

@@ -80,7 +80,7 @@ class Run:
             self.model.save(self.path / MODEL)
 
 
-def open_run(path: str | Path, backend: str | Backend) -> tuple[Model, dict[str, Any]]:
+def open_run(path: str | Path, backend: str | Backend, *, precision: str = "float32") -> tuple[Model, dict[str, Any]]:
     """Return a run's model and its training settings, from its directory or its model file.
 
     The settings are empty when there is no configuration beside the model.
@@ -101,7 +101,7 @@ def open_run(path: str | Path, backend: str | Backend) -> tuple[Model, dict[str,
         texts = [settings.get(key, "") for key in ("dataset", "data_dir")] if isinstance(settings, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{config} is not a run's configuration ([train] has values of the wrong type).")
-    return Model.load(file, backend), settings
+    return Model.load(file, backend, precision=precision), settings
 
 
 def environment(backend: Backend) -> dict[str, Any]:

@@ -16,17 +16,23 @@ from xpcnn.random import Key
 Loss = tuple[Callable[..., tuple[Array, Any]], Callable[[Any], Array]]
 
 
-def whole_batch(
-    model: Model, loss: Loss, x: Array, t: Array, key: Key, share: float = 1.0
+def whole_batch(model: Model, loss: Loss, x: Array, t: Array, key: Key) -> tuple[Array, Arrays, Arrays]:
+    """Return a batch's loss, its gradients and the new state."""
+    value, grads, state = _part(model, model.computation.parameters(model.parameters()), loss, x, t, key, 1.0)
+    return value, model.computation.gradients(grads), state
+
+
+def _part(
+    model: Model, params: Arrays, loss: Loss, x: Array, t: Array, key: Key, share: float
 ) -> tuple[Array, Arrays, Arrays]:
-    """Return a batch's loss, its gradients and the new state; a tile's count by its share of the batch."""
-    params = model.parameters()
-    y, saved, state = model.net.forward(params, model.state(), model.as_input(x), train=True, key=key)
-    value, loss_saved = loss[0](y, t)
+    """Do it for a part of a batch, counted by its share; parameters and gradients are as the layers compute in."""
+    compute = model.computation
+    y, saved, state = model.net.forward(params, model.state(), compute.narrow(model.as_input(x)), train=True, key=key)
+    value, loss_saved = loss[0](compute.widen(y), t)
     dy = loss[1](loss_saved)
     if share != 1.0:
         value, dy = value * share, dy * share
-    _, grads = model.net.backward(params, dy, saved, need_dx=False)
+    _, grads = model.net.backward(params, compute.narrow(dy), saved, need_dx=False)
     return value, grads, state
 
 
@@ -35,32 +41,35 @@ def tiles_of_a_mean(model: Model, loss: Loss, x: Array, t: Array, key: Key, tile
     count = x.shape[0]
     if t.shape[:1] != x.shape[:1]:
         raise XpcnnError(f"there must be one target per image: {count} images, targets of shape {tuple(t.shape)}.")
+    compute, params = model.computation, model.computation.parameters(model.parameters())
     values: list[Array] = []
     sums: Arrays = {}
     for rows in _tiles(count, tile):
         share = (rows.stop - rows.start) / count
-        value, grads, _ = whole_batch(
-            model, loss, x[rows, ...], t[rows, ...], replace(key, row=key.row + rows.start), share
-        )
+        own = replace(key, row=key.row + rows.start)
+        value, grads, _ = _part(model, params, loss, x[rows, ...], t[rows, ...], own, share)
         values.append(value)
-        _add(sums, grads)
+        _add(sums, compute.gradients(grads))
     return sum(values[1:], start=values[0]), sums, model.state()
 
 
 def tiles_of_any(model: Model, loss: Loss, x: Array, t: Array, key: Key, tile: int) -> tuple[Array, Arrays, Arrays]:
     """Do the same for any loss, which is given the outputs of the whole batch; each tile's forward runs twice."""
-    params, state = model.parameters(), model.state()
+    compute, state = model.computation, model.state()
+    params = compute.parameters(model.parameters())
 
     def forward(rows: slice) -> tuple[Array, Any]:
         own = replace(key, row=key.row + rows.start)
-        return model.net.forward(params, state, model.as_input(x[rows, ...]), train=True, key=own)[:2]
+        images = compute.narrow(model.as_input(x[rows, ...]))
+        return model.net.forward(params, state, images, train=True, key=own)[:2]
 
-    outputs = [forward(rows)[0] for rows in _tiles(x.shape[0], tile)]
+    outputs = [compute.widen(forward(rows)[0]) for rows in _tiles(x.shape[0], tile)]
     value, loss_saved = loss[0](model.backend.xp.concat(outputs, axis=0), t)
     dy = loss[1](loss_saved)
     sums: Arrays = {}
     for rows in _tiles(x.shape[0], tile):
-        _add(sums, model.net.backward(params, dy[rows, ...], forward(rows)[1], need_dx=False)[1])
+        own_dy = compute.narrow(dy[rows, ...])
+        _add(sums, compute.gradients(model.net.backward(params, own_dy, forward(rows)[1], need_dx=False)[1]))
     return value, sums, state
 
 

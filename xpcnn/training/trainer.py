@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-from xpcnn import ops
+from xpcnn import kernels, ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset
 from xpcnn.errors import ArrayTypeError, XpcnnError, whole
@@ -23,6 +23,8 @@ from xpcnn.layers.plan import Footprint, Plan, arrays_in, bytes_of, memory_size
 from xpcnn.model import Model, batches
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
+from xpcnn.training.capture import Recorded, UnrecordableError
+from xpcnn.training.memory import told
 from xpcnn.training.tiling import Loss, tiles_of_a_mean, tiles_of_any, whole_batch
 
 LOSSES: dict[str, Loss] = {
@@ -79,6 +81,9 @@ class Trainer:
         norm needs its batch whole; a layer of one's own that mixes the images of a batch says so by having a state or
         by ``couples_batch = True``, and draws random numbers with `Key.uniform`. A loss that is a pair of functions is
         given the outputs of the whole batch, for which each tile's forward runs twice.
+    capture : {"auto", "off"}
+        Whether `fit` records its steps as CUDA graphs, where the backend can. The result is the same to the last bit.
+        A step that cannot be recorded runs as ever; ``capture_note`` then says why, in half a sentence.
     """
 
     def __init__(
@@ -88,7 +93,10 @@ class Trainer:
         loss: str | Loss = "softmax_cross_entropy",
         *,
         max_memory: int | str | None = None,
+        capture: str = "auto",
     ) -> None:
+        if capture not in ("auto", "off"):
+            raise XpcnnError(f'capture must be "auto" or "off", not {capture!r}.')
         if isinstance(loss, str) and loss not in LOSSES:
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
         self.model = model
@@ -97,6 +105,8 @@ class Trainer:
         if not isinstance(self.loss, tuple | list) or len(self.loss) != 2 or not all(map(callable, self.loss)):
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
         self.max_memory = memory_size(max_memory)
+        self.capture = capture
+        self.capture_note = ""
         self.steps = 0  # updates made so far
         self._tiles: dict[int, int] = {}  # by the images of a batch, how many of them are computed at a time
         self._tile = tiles_of_a_mean if isinstance(loss, str) else tiles_of_any
@@ -114,7 +124,8 @@ class Trainer:
             Labels or probabilities.
         """
         model = self.model
-        with model.backend.context(), single_threaded_blas():
+        count = len(x) if hasattr(x, "__len__") else 1
+        with model.computing(), single_threaded_blas(), told(model.backend, count, lambda: self._footprint):
             loss, grads, state = self._gradients(x, t)
             params, self.opt_state = self.optimizer.update(grads, self.opt_state, model.parameters(), self.steps)
             model.replace_arrays(params, state)
@@ -192,6 +203,8 @@ class Trainer:
         ------
         XpcnnError
             When an argument is wrong, or the loss is no longer a number at the end of an epoch.
+        OutOfMemoryError
+            When memory runs out, saying what a step takes and what would fit.
         """
         epochs = whole("epochs", epochs, 1)
         batch_size = whole("batch_size", batch_size, 1)
@@ -203,21 +216,37 @@ class Trainer:
         if self.max_memory is not None:
             self.plan(min(batch_size, len(train)))  # raises before anything is computed
             at_once = self._footprint.images_in_prediction(self.max_memory)
+        with told(self.model.backend, min(batch_size, len(train)), lambda: self._footprint):
+            return self._fit(train, test, epochs, batch_size, at_once, on_step, on_epoch)
+
+    def _fit(
+        self,
+        train: Dataset,
+        test: Dataset | None,
+        epochs: int,
+        batch_size: int,
+        at_once: int | None,
+        on_step: Callable[[int, int], None] | None,
+        on_epoch: Callable[[Epoch, list[float]], None] | None,
+    ) -> History:
+        """Do what `fit` says, of which all arguments are checked."""
         history = History()
         backend = self.model.backend
         images, labels = backend.asarray(train.images), backend.asarray(train.labels)
         test_images = None if test is None else backend.asarray(test.images)
+        recorded = self._recorded(images, labels, batch_size)
         for epoch in range(epochs + 1):
             start = time.perf_counter()
             losses: list[float] = []
             if epoch:
-                losses = self._run_epoch(images, labels, epoch, batch_size, on_step)
+                run = partial(self._run_epoch, images, labels, batch_size) if recorded is None else recorded.epoch
+                losses = run(self._order(len(train), epoch), partial(on_step, epoch) if on_step else _nothing)
             trained = time.perf_counter() - start
             record = Epoch(
                 epoch,
                 math.fsum(losses) / len(losses) if losses else None,
-                self._accuracy(train, images, at_once),
-                None if test is None else self._accuracy(test, test_images, at_once),
+                self._accuracy(train, images, at_once, recorded),
+                None if test is None else self._accuracy(test, test_images, at_once, recorded),
                 time.perf_counter() - start,
                 len(train) / trained if epoch else None,
             )
@@ -229,8 +258,23 @@ class Trainer:
                 on_epoch(record, losses)
         return history
 
-    def _accuracy(self, data: Dataset, images: Array, at_once: int | None) -> float:
+    def _recorded(self, images: Array, labels: Array, batch_size: int) -> Recorded | None:
+        """Return the steps of a data set as graphs, or None, with a note of why where a backend could have some."""
+        self.capture_note = ""
+        if self.capture == "off" or not kernels.of(self.model.backend.xp).engine("capture", images):
+            return None
+        try:
+            if self._images_at_once(batch_size) < batch_size:
+                raise UnrecordableError("batches are computed in tiles")
+            return Recorded(self, images, labels, batch_size)
+        except UnrecordableError as error:
+            self.capture_note = str(error)
+            return None
+
+    def _accuracy(self, data: Dataset, images: Array, at_once: int | None, recorded: Recorded | None) -> float:
         """Return the accuracy on a data set; below a limit, what steps and predictions use is not kept both."""
+        if recorded is not None:
+            return recorded.accuracy(images, data.labels)
         if at_once is not None:
             memory.release()
         accuracy, _ = evaluate(self.model, data, images, at_once)
@@ -238,25 +282,22 @@ class Trainer:
             memory.release()
         return accuracy
 
+    def _order(self, count: int, epoch: int) -> np.ndarray[Any, Any]:
+        """Return an epoch's order of the images."""
+        return Key(self.model.seed).child("shuffle", epoch).generator().permutation(count)
+
     def _run_epoch(
-        self,
-        images: Array,
-        labels: Array,
-        epoch: int,
-        batch_size: int,
-        on_step: Callable[[int, int], None] | None,
+        self, images: Array, labels: Array, batch_size: int, order: np.ndarray[Any, Any], on_batch: Callable[[int], Any]
     ) -> list[float]:
         """Make one pass over the device's images; read the losses back once, at its end."""
         backend, xp = self.model.backend, self.model.backend.xp
-        order = Key(self.model.seed).child("shuffle", epoch).generator().permutation(images.shape[0])
         losses = []
         with backend.context():
             order = backend.asarray(order)
             for rows in batches(images.shape[0], batch_size):
                 chosen = order[rows]
                 losses.append(self.step(xp.take(images, chosen, axis=0), xp.take(labels, chosen, axis=0)))
-                if on_step:
-                    on_step(epoch, rows.stop)
+                on_batch(rows.stop)
             return [float(loss) for loss in backend.to_numpy(xp.stack(losses))]
 
 
@@ -296,3 +337,7 @@ def as_dataset(data: Dataset | tuple[Any, Any]) -> Dataset:
         if is_array_api_obj(part) and not isinstance(part, np.ndarray):
             raise ArrayTypeError(f"data must be NumPy arrays, got {type(part).__name__} (backend.to_numpy makes one).")
     return Dataset(np.asarray(data[0]), np.asarray(data[1]))
+
+
+def _nothing(done: int) -> None:
+    """Do nothing after a batch."""

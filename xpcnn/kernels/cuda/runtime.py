@@ -7,10 +7,12 @@ code that launches them on a CPU. Kernels take pointers, ``long long`` and ``dou
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from xpcnn.backend import Array
 
@@ -18,8 +20,6 @@ THREADS = 256  # of a block, unless a kernel says otherwise
 MOST_BLOCKS = 1 << 16  # of a launch whose threads step through what is to be done
 OPTIONS = ("-std=c++17", "--fmad=true")
 NAMES = {"float32": "float", "float64": "double", "bfloat16": "bf16"}
-
-Result = TypeVar("Result")
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -46,7 +46,7 @@ def upload(host: Any) -> Array:
 def launch(source: str, name: str, blocks: int, *arguments: Any, threads: int = THREADS) -> None:
     """Run a kernel; arrays are given by their address, None as a null pointer, whole and real numbers in 64 bits."""
     if blocks:
-        _module(source).get_function(name)((blocks,), (threads,), tuple(map(_argument, arguments)))
+        _kernel(source, name)((blocks,), (threads,), tuple(map(_argument, arguments)))
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
@@ -56,11 +56,16 @@ def matmul(a: Array, b: Array, out: Array) -> None:
     blas.matmul(a, b, out)
 
 
-class Recorder:
-    """A stream and memory of its own, in which work is warmed up, recorded as a CUDA graph, and replayed.
+class NotRecordedError(RuntimeError):
+    """Why some work could not be recorded."""
 
-    Everything happens inside ``with recorder:``, which waits for what came before and, at its end, for the work. Memory
-    that is let go of while recording may be used again within the graph, but by nothing else as long as this lives.
+
+class Recorder:
+    """A stream of its own, in which work is recorded as CUDA graphs and replayed.
+
+    Everything happens inside ``with recorder:``, which waits for what came before and, at its end, for the work.
+    What is recorded has memory of its own as long as this lives: what it lets go of may be used again by what else is
+    recorded here, and by nothing outside, since each replay writes there anew.
     """
 
     def __init__(self) -> None:
@@ -68,36 +73,39 @@ class Recorder:
 
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._pool = cupy.cuda.MemoryPool()
-        self._graph: Any = None
-        self._entered = ExitStack()
 
     def __enter__(self) -> Recorder:
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
-        self._entered.enter_context(self._stream)
-        self._entered.enter_context(cupy.cuda.using_allocator(self._pool.malloc))
+        self._stream.__enter__()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._entered.close()
+        self._stream.__exit__(*raised)
         self._stream.synchronize()
 
-    def record(self, work: Callable[[], Result]) -> Result:
-        """Record what ``work`` launches, without running it, and return its result, which only `replay` fills."""
-        self._stream.begin_capture()
-        try:
-            result = work()
-        except BaseException:
-            with suppress(Exception):  # CUDA reports the failure once more, which says nothing new
-                self._stream.end_capture()
-            raise
-        self._graph = self._stream.end_capture()
-        return result
+    def record(self, work: Callable[[], object], warm_up: Callable[[], object]) -> Callable[[], None]:
+        """Run the warm-up, record what ``work`` launches without running it, and return a function that runs it.
 
-    def replay(self) -> None:
-        """Run what was recorded."""
-        self._graph.launch(self._stream)
+        Raises
+        ------
+        NotRecordedError
+            When ``work`` does what cannot be recorded, such as copying from the host or waiting for the device.
+        """
+        import cupy
+
+        with cupy.cuda.using_allocator(self._pool.malloc):
+            warm_up()
+            self._stream.begin_capture()
+            try:
+                work()
+                graph = self._stream.end_capture()
+            except Exception as error:
+                with suppress(Exception):  # CUDA reports the failure once more, which says nothing new
+                    self._stream.end_capture()
+                raise NotRecordedError(str(error) or repr(error)) from error
+        return partial(graph.launch, self._stream)
 
 
 def text(file: str, **macros: str) -> str:
@@ -128,6 +136,12 @@ def _text(file: str, macros: tuple[tuple[str, str], ...]) -> str:
     return "\n".join([*lines, *((here / part).read_text(encoding="utf-8") for part in ("common.cuh", file))])
 
 
+@lru_cache(4096)
+def _kernel(source: str, name: str) -> Any:
+    """Return a kernel of a source."""
+    return _module(source).get_function(name)
+
+
 @lru_cache(1024)
 def _module(source: str) -> Any:
     """Compile a source; CuPy keeps the binary on disk and loads it once per device."""
@@ -137,5 +151,9 @@ def _module(source: str) -> Any:
 
 
 def _argument(value: Any) -> Any:
-    """Return what CuPy passes on; a None of its own would leave a hole among a kernel's parameters."""
-    return 0 if value is None else value
+    """Return what CuPy passes on, numbers with the width that kernels take them in."""
+    if value is None:
+        return np.int64(0)
+    if isinstance(value, int):
+        return np.int64(value)
+    return np.float64(value) if isinstance(value, float) else value

@@ -16,6 +16,7 @@ FIELDS = (  # of an optimizer's arrays, by the number of its moments
     ("a", "b", "v", "y", "new_v"),
     ("a", "b", "v", "w", "y", "new_v", "new_w"),
 )
+MOST_NUMBERS = 7  # of an optimizer's rule
 
 
 class Pass(ctypes.Structure):
@@ -24,7 +25,7 @@ class Pass(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("a", "b", "v", "w", "mask", "y", "new_v", "new_w", "active")),
         ("count", ctypes.c_int64),
-        ("numbers", ctypes.c_double * 5),
+        ("numbers", ctypes.c_double * MOST_NUMBERS),
     ]
 
 
@@ -53,7 +54,7 @@ def update(name: str, numbers: tuple[float, ...], p: Floats, g: Floats, *moments
     """Return a parameter and its moments, all of one shape, after an optimizer's step."""
     new = tuple(memory.empty(p.shape, np.float32) for _ in range(1 + len(moments)))
     arrays = [*plain(p, g, *moments), *new]
-    job = Pass(count=p.size, numbers=(*numbers, *(0.0,) * (5 - len(numbers))))
+    job = Pass(count=p.size, numbers=(*numbers, *(0.0,) * (MOST_NUMBERS - len(numbers))))
     for field, array in zip(FIELDS[len(moments)], arrays, strict=True):
         setattr(job, field, address(array))
     function(name)(ctypes.byref(job), passes(p.size * len(arrays)))

@@ -11,6 +11,7 @@ import numpy as np
 from xpcnn.kernels import memory
 from xpcnn.kernels.native.build import function
 from xpcnn.kernels.native.call import Floats, address, passes, plain
+from xpcnn.kernels.reference import mixed
 
 
 class Norm(ctypes.Structure):
@@ -38,9 +39,16 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x: Floats, gamma: Floats | None, beta: Floats | None, eps: float, most: float | None
-) -> tuple[Floats, Saved, Floats, Floats]:
-    """Return y, what backward needs, and each channel's mean and biased variance."""
+    x: Floats,
+    gamma: Floats | None,
+    beta: Floats | None,
+    eps: float,
+    most: float | None,
+    running_mean: Floats | None,
+    running_var: Floats | None,
+    momentum: float,
+) -> tuple[Floats, Saved, Floats | None, Floats | None]:
+    """Return y, what backward needs, and the running mean and variance moved towards the batch's."""
     x, gamma, beta = plain(x, gamma, beta)
     y: Floats = memory.empty(x.shape, np.float32)
     mean, var, scale = np.empty((3, x.shape[1]), np.float32)
@@ -48,7 +56,9 @@ def forward(
     job.x, job.gamma, job.beta, job.y = map(address, (x, gamma, beta, y))
     job.mean, job.var, job.scale = map(address, (mean, var, scale))
     function("norm_forward")(ctypes.byref(job), passes(4 * x.size))
-    return y, Saved(x, mean, scale, gamma, beta, most), mean, var
+    count = x.shape[0] * prod(x.shape[2:])
+    new_mean, new_var = mixed(running_mean, mean, momentum), mixed(running_var, var * (count / (count - 1)), momentum)
+    return y, Saved(x, mean, scale, gamma, beta, most), new_mean, new_var
 
 
 def backward(dy: Floats, saved: Saved) -> tuple[Floats, Floats, Floats]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,18 @@ from xpcnn.kernels.native.call import Bytes, Floats, address, plain, shares
 from xpcnn.kernels.native.convolution import Pair, Pooled
 from xpcnn.kernels.window import Window
 
+MOST_PLACES = 256  # of a pooling window: they are bytes
+
 
 class Places(ctypes.Structure):
     """``Places`` of conv.c: which tap of the patch a kernel element meets at each place of the pooling window."""
 
     _fields_ = [("places", ctypes.c_int64), ("taps", ctypes.c_int64), ("tap_of", ctypes.c_void_p)]
+
+
+def fits(weight: Floats, pool: Pair) -> bool:
+    """Whether this computes such filters and pooling windows, faster than one step after another."""
+    return prod(pool) <= MOST_PLACES
 
 
 def forward(

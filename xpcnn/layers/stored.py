@@ -1,0 +1,83 @@
+"""Arrays and their description in one safetensors file, written whole and read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpcnn.errors import DataError, XpcnnError
+from xpcnn.files import write_whole
+from xpcnn.layers.base import Parameter, Shape
+
+Host = np.ndarray[Any, Any]
+
+FORMAT = 1
+STORED = ("F32", "F64")  # as safetensors names them
+
+
+def write(path: str | Path, description: Mapping[str, Any], arrays: Mapping[str, Host]) -> None:
+    """Write arrays and what they are, all of it or nothing."""
+    from safetensors.numpy import save
+
+    text = json.dumps({"format": FORMAT, **description})
+    host = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_whole(path, save(host, metadata={"xpcnn": text, "blake2b": _digest(text)}))
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Callable[[], dict[str, Host]]]:
+    """Return a file's description, its arrays' shapes, and a function that reads the arrays; or raise DataError."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise DataError(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            text = metadata.get("xpcnn")
+            if text is None:
+                raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
+            if metadata.get("blake2b", _digest(text)) != _digest(text):
+                raise DataError(f"{path} is damaged: its description is not what was written.")
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            wrong = [
+                f"{name} is {piece.get_dtype()}" for name, piece in slices.items() if piece.get_dtype() not in STORED
+            ]
+            if wrong:
+                raise DataError(f"{path} must hold float32 or float64 arrays, but {', '.join(wrong)}.")
+        description = json.loads(text)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a whole safetensors file ({error}).") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise DataError(f"{path} has another format than this xpcnn reads ({FORMAT}).")
+
+    def arrays() -> dict[str, Host]:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in shapes}
+
+    return description, shapes, arrays
+
+
+def check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape]) -> None:
+    """Raise unless paths and shapes are exactly the network's."""
+    faults = [f"{path} is missing" for path in expected if path not in shapes]
+    faults += [f"{path} is unknown" for path in shapes if path not in expected]
+    faults += [
+        f"{path} has shape {shapes[path]} instead of {parameter.shape}"
+        for path, parameter in expected.items()
+        if path in shapes and shapes[path] != parameter.shape
+    ]
+    if faults:
+        raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+
+
+def _digest(text: str) -> str:
+    """Return a description's checksum: a flipped bit may still make sense."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,274 @@
+"""Training and evaluation as recorded graphs: a step is launched with one call, and the host stays out of its way.
+
+A backend that can record work (CUDA) has the engine ``capture``. The data set lies on the device; each step takes its
+batch from there by an order that is uploaded once per epoch, reads the learning rate from a table, writes the new
+parameters over the old, and notes its loss. One graph serves all full batches, another the last, short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpcnn import kernels, ops
+from xpcnn.backend import Array
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.base import Arrays
+from xpcnn.model import Model, batches
+from xpcnn.optim.optimizers import OptState
+from xpcnn.random import Key
+from xpcnn.training.tiling import whole_batch
+
+if TYPE_CHECKING:
+    from xpcnn.training.trainer import Trainer
+
+Host = np.ndarray[Any, Any]
+Held = tuple[Arrays, Arrays, OptState]  # parameters, state, the optimizer's moments
+
+MOST_DRAWS = 64  # layers that draw random numbers in a step
+WARM_UP = 2  # steps before a recording: they compile kernels, choose algorithms and take memory
+
+
+class UnrecordableError(XpcnnError):
+    """Why a step cannot be recorded; training goes on without."""
+
+
+class Draws:
+    """The keys of all random numbers that the steps of an epoch draw: a table on the device, a row for each step."""
+
+    def __init__(self, model: Model, steps: int, progress: Array, engine: Any) -> None:
+        self._model, self._engine, self._progress = model, engine, progress
+        self._paths: list[tuple[str | int, ...]] = []
+        self._table = model.backend.asarray(np.zeros((steps, MOST_DRAWS, 2), np.uint64))
+
+    def mask(self, path: tuple[str | int, ...], rate: float, like: Array) -> Array:
+        """Draw what `Key.mask` would, by the key that the table has for this step and path."""
+        if path not in self._paths:
+            self._paths.append(path)
+        place = self._paths.index(path)
+        if place >= MOST_DRAWS:
+            raise UnrecordableError(f"more than {MOST_DRAWS} layers draw random numbers")
+        return self._engine.mask(self._table, self._progress, place, rate, tuple(like.shape))
+
+    def fill(self, first: int) -> None:
+        """Put down the keys of an epoch whose first step has this number."""
+        if not self._paths:
+            return
+        keys = np.zeros(self._table.shape, np.uint64)
+        for row, place in product(range(len(keys)), range(len(self._paths))):
+            words = Key(self._model.seed, ("step", first + row, *self._paths[place])).words
+            keys[row, place] = words & (1 << 64) - 1, words >> 64
+        self._table[...] = self._model.backend.asarray(keys)
+
+
+@dataclass(frozen=True)
+class RecordedKey(Key):
+    """The key of a step that is recorded once and replayed with the numbers of other steps."""
+
+    draws: Draws | None = None
+
+    def generator(self) -> np.random.Generator:
+        """Refuse: it would draw once, and never again."""
+        raise UnrecordableError(f"{'/'.join(map(str, self.path))} draws random numbers on the host in each step")
+
+    def mask(self, rate: float, like: Array) -> Array:
+        """Draw on the device."""
+        assert self.draws is not None
+        return self.draws.mask(self.path, rate, like)
+
+
+class Feed:
+    """A data set on the device and where in it the next batch begins."""
+
+    def __init__(self, images: Array, labels: Array, step: int, model: Model) -> None:
+        backend = model.backend
+        self.xp, self.step, self.model = backend.xp, step, model
+        self.count = images.shape[0]
+        self.sizes = [rows.stop - rows.start for rows in batches(self.count, step)]
+        self.images = images
+        self.labels = backend.asarray(labels, "int64")
+        self.order = backend.asarray(np.arange(self.count))
+        self.progress = backend.asarray(np.zeros(1, np.int64))
+        self.losses = backend.asarray(np.zeros(len(self.sizes)), model.dtype)
+        self.right = backend.asarray(np.zeros(len(self.sizes), np.int64))
+
+    def batch(self, engine: Any, count: int) -> tuple[Array, Array]:
+        """Return the next images and labels."""
+        arrays = self.images, self.labels, self.order, self.progress
+        dtype = self.model.computation.image_dtype
+        normalise = self.model.normalise
+        pixel = 1.0 / (255.0 * normalise.std), normalise.mean / normalise.std
+        return engine.gather(*arrays, count, self.step, dtype, pixel)
+
+    def rewind(self, order: Host | None = None) -> None:
+        """Begin anew, in another order if given."""
+        self.progress[...] = 0
+        if order is not None:
+            self.order[...] = self.model.backend.asarray(order)
+
+
+class Recorded:
+    """A trainer's steps over one data set, and the evaluation of others, as graphs.
+
+    While an epoch runs, the model's arrays are written over by each step; between epochs the model has copies of its
+    own, so that nobody's arrays change under their hands.
+
+    Raises
+    ------
+    UnrecordableError
+        When a step cannot be recorded, saying why.
+    """
+
+    def __init__(self, trainer: Trainer, images: Array, labels: Array, batch_size: int) -> None:
+        self.trainer, self.model = trainer, trainer.model
+        backend = self.model.backend
+        k, optimizer = kernels.of(backend.xp), trainer.optimizer
+        self._engine, self._optimizer = k.engine("capture", images), k.engine("optimizer", images)
+        if not self._engine or not self._optimizer:
+            raise UnrecordableError(f"{backend.name} has no graphs")
+        if optimizer.numbers is None or optimizer.rule is None:
+            raise UnrecordableError(f"the optimizer {optimizer.name} has no rule and numbers")
+        self._numbers, self._rule = optimizer.numbers, optimizer.rule
+        self._recorder = self._engine.recorder()
+        self._graphs: dict[tuple[int, int], Callable[[], None]] = {}
+        self._others: dict[int, Feed] = {}
+        with backend.context():
+            self._feed = Feed(images, labels, batch_size, self.model)
+            self._table = backend.asarray(self._numbers_from(0))
+            self._draws = Draws(self.model, len(self._feed.sizes), self._feed.progress, self._engine)
+            self._own = self._copies(self._held())
+        self._handed = self._held()  # what was copied last
+        self._record(self._feed, self._train)
+
+    def epoch(self, order: Host, on_batch: Callable[[int], None]) -> list[float]:
+        """Make one pass over the data set in an order, and return each update's loss."""
+        feed, backend, first = self._feed, self.model.backend, self.trainer.steps
+        with backend.context(), self._recorder:
+            self._catch_up()
+            feed.rewind(order)
+            self._draws.fill(first)
+            self._table[...] = backend.asarray(self._numbers_from(first))
+            done = 0
+            try:
+                for size in feed.sizes:
+                    self._graphs[id(feed), size]()
+                    self.trainer.steps += 1
+                    done += size
+                    on_batch(done)
+            finally:
+                self._handed = self._copies(self._own)
+                self._give(self._handed)
+            return [float(loss) for loss in backend.to_numpy(feed.losses)]
+
+    def accuracy(self, images: Array, labels: Array) -> float:
+        """Return the share of a data set on the device that the model gets right."""
+        backend = self.model.backend
+        if id(images) not in self._others:
+            with backend.context():
+                self._others[id(images)] = Feed(images, labels, self.model.images_at_once, self.model)
+            self._record(self._others[id(images)], self._evaluate)
+        feed = self._others[id(images)]
+        with backend.context(), self._recorder:
+            self._catch_up()
+            feed.rewind()
+            for size in feed.sizes:
+                self._graphs[id(feed), size]()
+            return int(backend.to_numpy(feed.right).sum()) / feed.count
+
+    def _record(self, feed: Feed, work: Callable[[Feed, int], None]) -> None:
+        """Warm up and record a step for each size of batch; the model stays as it is."""
+        before = self._held()
+        with self.model.computing(), self._recorder:
+            self._give(self._own)
+            try:
+                for size in sorted(set(feed.sizes)):
+                    job = partial(work, feed, size)
+                    self._graphs[id(feed), size] = self._recorder.record(job, partial(_repeated, feed, job))
+            except self._engine.NotRecordedError as error:
+                raise UnrecordableError(str(error).splitlines()[0]) from error
+            finally:
+                self._fill(before)
+                self._give(before)
+
+    def _numbers_from(self, first: int) -> Host:
+        """Return the optimizer's numbers of an epoch's steps, a row each."""
+        numbers = [self._numbers(first + step) for step in range(len(self._feed.sizes))]
+        return np.asarray(numbers, np.float64).reshape(len(numbers), len(numbers[0]))
+
+    def _train(self, feed: Feed, size: int) -> None:
+        """Launch one update."""
+        x, t = feed.batch(self._engine, size)
+        params, state, moments = self._held()
+        loss, grads, new_state = whole_batch(
+            self.model, self.trainer.loss, x, t, RecordedKey(self.model.seed, draws=self._draws)
+        )
+        values, slopes = list(params.values()), [grads[path] for path in params]
+        tables = [[arrays[path] for path in params] for arrays in moments.values()]
+        into = values, tables
+        self._optimizer.update_all(self._rule, self._table, values, slopes, tables, step=feed.progress, into=into)
+        changed = [path for path in state if new_state[path] is not state[path]]
+        olds, news = [state[path] for path in changed], [new_state[path] for path in changed]
+        if changed:  # written over in one launch
+            self._optimizer.update_all(_take_new, self._table, olds, news, [], step=feed.progress, into=(olds, []))
+        self._engine.advance(loss, feed.losses, feed.progress)
+
+    def _evaluate(self, feed: Feed, size: int) -> None:
+        """Launch the evaluation of one batch."""
+        x, t = feed.batch(self._engine, size)
+        computation = self.model.computation
+        params = computation.parameters(self.model.parameters())
+        logits = computation.widen(self.model.net.predict(params, self.model.state(), x))
+        self._engine.tally(logits, t, feed.right, feed.progress)
+        self._engine.advance(ops.softmax_cross_entropy(logits, t, reduction="sum")[0], feed.losses, feed.progress)
+
+    def _held(self) -> Held:
+        """Return what the model and the optimizer hold."""
+        return self.model.parameters(), self.model.state(), self.trainer.opt_state
+
+    def _give(self, held: Held) -> None:
+        """Let the model and the optimizer hold arrays."""
+        params, state, moments = held
+        self.model.replace_arrays(params, state)
+        self.trainer.opt_state = moments
+
+    def _catch_up(self) -> None:
+        """Let the graphs' arrays have the values that the model holds, if somebody replaced what it was given."""
+        held = self._held()
+        if any(a is not b for a, b in zip(_leaves(held), _leaves(self._handed), strict=True)):
+            self._fill(held)
+            self._handed = held
+
+    def _fill(self, held: Held) -> None:
+        """Copy values into the graphs' arrays."""
+        for target, source in zip(_leaves(self._own), _leaves(held), strict=True):
+            self._engine.replace(target, source)
+
+    def _copies(self, held: Held) -> Held:
+        """Return arrays of their own."""
+        copied = iter([self._engine.copy(array) for array in _leaves(held)])
+        params, state = ({path: next(copied) for path in part} for part in held[:2])
+        moments = {name: {path: next(copied) for path in arrays} for name, arrays in held[2].items()}
+        return params, state, moments
+
+
+def _leaves(held: Held) -> list[Array]:
+    """Return all arrays in one order."""
+    params, state, moments = held
+    return [*params.values(), *state.values(), *(array for arrays in moments.values() for array in arrays.values())]
+
+
+def _take_new(numbers: tuple[float, ...], old: Array, new: Array) -> tuple[Array, ...]:
+    """Replace a value: an optimizer's rule."""
+    return (new,)
+
+
+def _repeated(feed: Feed, work: Callable[[], None]) -> None:
+    """Do some work a few times with the first batch."""
+    for _ in range(WARM_UP):
+        feed.rewind()
+        work()
