@@ -335,3 +335,10 @@ def test_options_that_are_numpys_numbers_are_saved(tmp_path):
     xc.Model(net, "cpu").save(tmp_path / "m.safetensors")
     again = xc.Model.load(tmp_path / "m.safetensors", "cpu")
     assert again.net.layers[1][1] == layers.BatchNorm(0.5)
+
+
+def test_the_same_model_is_the_same_file(tmp_path):
+    model = xc.Model(models.lenet5((1, 28, 28), 10), "cpu")
+    for number in range(12):
+        model.save(tmp_path / f"{number}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

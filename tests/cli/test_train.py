@@ -17,6 +17,7 @@ from xpcnn.data import load_dataset
 OPTIONS = {
     "model": "lenet5", "dataset": "mnist", "epochs": 2, "batch_size": 70, "optimizer": "sgd", "lr": 0.02, "seed": 5,
     "device": "cpu", "dtype": "float64", "precision": "float32", "conv_engine": "im2col",
+    "capture": "off",
 }  # fmt: skip
 FILES = {"config.toml", "metrics.jsonl", "model.safetensors", "curves.png"}
 

@@ -1,10 +1,8 @@
 // Runs CUDA C++ on a CPU: one thread at a time, each with a stack of its own where a kernel waits for others.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <ucontext.h>
-#include <vector>
 
 struct Three { unsigned x = 1, y = 1, z = 1; };
 static Three gridDim, blockDim, blockIdx, threadIdx;
@@ -24,18 +22,19 @@ static inline unsigned long long __umul64hi(unsigned long long a, unsigned long 
 {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
-using std::max;
-using std::min;
+template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
+template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
 
 namespace emulator {
 
 static const size_t STACK = 1 << 16;
-static ucontext_t home;
-static std::vector<ucontext_t> fibers;
-static std::vector<char> stacks, done;
+static const unsigned MOST = 1024;
+static ucontext_t home, fibers[MOST];
+static char *stacks, done[MOST];
 static unsigned running;
 static bool alone;
-static const std::function<void()>* job;
+static const void* job;          // the kernel with its arguments
+static void (*call)(const void*);  // which runs it for one thread
 
 static inline void wait()
 {
@@ -45,7 +44,7 @@ static inline void wait()
 
 static void body()
 {
-    (*job)();
+    call(job);
     done[running] = 1;
 }
 
@@ -84,17 +83,15 @@ static void run_block(unsigned threads)
     }
 }
 
-static void run(unsigned blocks, unsigned threads, bool waits, const std::function<void()>& kernel)
+template <class Kernel>
+static void run(unsigned blocks, unsigned threads, bool waits, Kernel kernel)
 {
     gridDim.x = blocks;
     blockDim.x = threads;
     job = &kernel;
+    call = [](const void* given) { (*(const Kernel*)given)(); };
     alone = !waits;
-    if (waits && fibers.size() < threads) {
-        fibers.resize(threads);
-        done.resize(threads);
-        stacks.resize(threads * STACK);
-    }
+    if (waits && !stacks) stacks = (char*)malloc(MOST * STACK);
     for (unsigned b = blocks; b-- > 0;) {
         blockIdx.x = b;
         if (waits) { run_block(threads); continue; }

@@ -23,6 +23,7 @@ from xpcnn.model import DTYPES, Model
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, Trainer
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run
+from xpcnn.training.trainer import CAPTURE
 
 OPTIMIZERS: dict[str, tuple[Callable[[float], optim.Optimizer], float]] = {  # and each one's usual lr
     "adagrad": (optim.adagrad, 0.06),
@@ -55,7 +56,11 @@ EVERY = 10  # updates between two movements of the progress bar
 @precision_option
 @click.option(
     "--conv-engine", type=click.Choice(CONV_ENGINES), default="auto", show_default=True,
-    help="What convolves on CUDA; auto takes cuDNN where it is installed and faster.",
+    help="What convolves on CUDA; auto takes cuDNN for tf32 and bf16, where it is installed.",
+)  # fmt: skip
+@click.option(
+    "--capture", type=click.Choice(CAPTURE), default="auto", show_default=True,
+    help="Whether CUDA records a step as a graph and replays it, with the same result.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(), help="The run's directory.  [default: runs/<time>-<model>-<dataset>]")
 @click.option("--quiet", is_flag=True, help="Print the run's directory and nothing else.")
@@ -74,7 +79,7 @@ def train_command(**options: Any) -> int:
         net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"],
         precision=options["precision"], conv_engine=options["conv_engine"],
     )  # fmt: skip
-    trainer = Trainer(model, update, max_memory=options["max_memory"])
+    trainer = Trainer(model, update, max_memory=options["max_memory"], capture=options["capture"])
     plan = trainer.plan(min(options["batch_size"], len(train))) if trainer.max_memory else None
     run = Run.create(out, options, model)
     view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
@@ -89,6 +94,8 @@ def train_command(**options: Any) -> int:
 
     def on_epoch(epoch: Epoch, losses: list[float]) -> None:
         run.record(epoch, losses)
+        if trainer.capture_note and not epoch.epoch:
+            view.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
         view.say(_line(epoch, options["epochs"]))
 
     try:

@@ -24,9 +24,10 @@ def write(path: str | Path, description: Mapping[str, Any], arrays: Mapping[str,
     """Write arrays and what they are, all of it or nothing."""
     from safetensors.numpy import save
 
-    text = json.dumps({"format": FORMAT, **description})
+    whole = {"format": FORMAT, **description}
+    text = json.dumps(whole | {"blake2b": _digest(whole)})  # one entry: safetensors writes several in any order
     host = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_whole(path, save(host, metadata={"xpcnn": text, "blake2b": _digest(text)}))
+    write_whole(path, save(host, metadata={"xpcnn": text}))
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Callable[[], dict[str, Host]]]:
@@ -37,12 +38,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Callable[[], dic
         raise DataError(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}.")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            text = metadata.get("xpcnn")
+            text = (file.metadata() or {}).get("xpcnn")
             if text is None:
                 raise DataError(f"{path} is a safetensors file, but not one that xpcnn wrote.")
-            if metadata.get("blake2b", _digest(text)) != _digest(text):
-                raise DataError(f"{path} is damaged: its description is not what was written.")
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
             wrong = [
@@ -57,6 +55,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Callable[[], dic
         raise DataError(f"{path} is not a whole safetensors file ({error}).") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise DataError(f"{path} has another format than this xpcnn reads ({FORMAT}).")
+    if description.pop("blake2b", digest := _digest(description)) != digest:
+        raise DataError(f"{path} is damaged: its description is not what was written.")
 
     def arrays() -> dict[str, Host]:
         with safe_open(path, framework="numpy") as file:
@@ -78,6 +78,7 @@ def check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape])
         raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
 
 
-def _digest(text: str) -> str:
+def _digest(description: Mapping[str, Any]) -> str:
     """Return a description's checksum: a flipped bit may still make sense."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    bare = {name: value for name, value in description.items() if name != "blake2b"}
+    return hashlib.blake2b(json.dumps(bare).encode(), digest_size=8).hexdigest()

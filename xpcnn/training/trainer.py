@@ -36,6 +36,7 @@ LOSSES: dict[str, Loss] = {
     "mean_squared_error": (ops.mean_squared_error, ops.mean_squared_error_backward),
     "half_squared_error": (ops.half_squared_error, ops.half_squared_error_backward),
 }
+CAPTURE = ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Trainer:
         max_memory: int | str | None = None,
         capture: str = "auto",
     ) -> None:
-        if capture not in ("auto", "off"):
-            raise XpcnnError(f'capture must be "auto" or "off", not {capture!r}.')
+        if capture not in CAPTURE:
+            raise XpcnnError(f"capture must be {' or '.join(CAPTURE)}, not {capture!r}.")
         if isinstance(loss, str) and loss not in LOSSES:
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
         self.model = model
