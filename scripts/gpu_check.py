@@ -80,7 +80,12 @@ def main():
             print(f"gpu_check: error: nothing can be checked without a GPU: {missing}", file=sys.stderr)
             return 2
         report = {"ok": False, "dry_run": options.dry_run, "quick": options.quick, "asked": options.parts}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}\n", encoding="utf-8")
+        except OSError as error:
+            print(f"gpu_check: error: the report cannot be written to {path}: {error.strerror}", file=sys.stderr)
+            return 2
         report["machine"] = machine(check.environment)
         for part in options.parts:
             report[part] = timed(check, part)

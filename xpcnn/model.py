@@ -81,7 +81,7 @@ class Model:
         What steps and predictions compute in; see `xpcnn.layers.precision`. Parameters, statistics, losses and outputs
         are float32 in any case. tf32 needs CUDA, bf16 CUDA or a library that has bfloat16, such as torch.
     conv_engine : {"auto", "im2col", "cudnn"}
-        What convolves on CUDA: own kernels, cuDNN, or cuDNN where it is installed and faster.
+        What convolves on CUDA: own kernels, cuDNN, or cuDNN at tf32 and bf16 where it is installed.
 
     Raises
     ------

@@ -22,7 +22,9 @@ def test_recorded_and_single_steps_come_to_the_same(call, few, tmp_path, monkeyp
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found.append([{k: v for k, v in record.items() if "second" not in k} for record in records])
     assert found[0] == found[1]
-    assert (tmp_path / "auto" / "model.safetensors").read_bytes() == (tmp_path / "off" / "model.safetensors").read_bytes()
+    assert (tmp_path / "auto" / "model.safetensors").read_bytes() == (
+        tmp_path / "off" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler")
@@ -33,4 +35,4 @@ def test_it_says_once_why_steps_are_not_recorded(call, few, tmp_path, monkeypatc
         "--out", tmp_path / "run",
     )  # fmt: skip
     assert status == 0, errors
-    assert said.count("not as a recorded graph: batches are computed in tiles") == 1
+    assert said.count("not as a recorded graph: with max_memory, nothing is kept for a graph") == 1

@@ -9,6 +9,7 @@ What this cannot show: races between threads, CuPy's own behaviour, cuBLAS, spee
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -41,8 +42,20 @@ FLAGS = (
 )
 
 _recording: list | None = None
+_paused = False
 _watched: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by the address of its first byte
 launches: list[str] = []  # names of the kernels that ran, for tests that count
+
+
+@contextlib.contextmanager
+def paused():
+    """Let NumPy compute as it would without all this, for an independent answer."""
+    global _paused
+    _paused, before = True, _paused
+    try:
+        yield
+    finally:
+        _paused = before
 
 
 def compiler() -> str | None:
@@ -59,7 +72,8 @@ def install(monkeypatch) -> None:
     launches.clear()
     for name in ("empty", "contiguous", "upload", "launch", "matmul", "Recorder"):
         monkeypatch.setattr(runtime, name, globals()[name])
-    monkeypatch.setattr(kernels, "of", lambda xp: cuda)
+    own = kernels.of
+    monkeypatch.setattr(kernels, "of", lambda xp: own(xp) if _paused else cuda)
     monkeypatch.setattr(cuda, "capability", lambda device: 90)
     upload = Backend.asarray
 

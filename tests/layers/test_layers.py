@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import emulator
 import numpy as np
 import oracles
 import pytest
@@ -35,7 +36,8 @@ def test_gradients_of_whole_networks(arrays, name, rng):
     assert list(grads) == list(params)
 
     def value(params, x):
-        return float(ops.softmax_cross_entropy(net.forward(params, {}, x)[0], t)[0])
+        with emulator.paused():
+            return float(ops.softmax_cross_entropy(net.forward(params, {}, x)[0], t)[0])
 
     arrays.check(loss, value(host, x), y)
     arrays.check(dx, oracles.numerical_gradient(lambda a: value(host, a), x), y, 1e-7)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import emulator
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 
 import xpcnn as xc
 from xpcnn import layers as la
@@ -269,3 +270,88 @@ def test_a_step_of_the_seed_network_takes_few_launches():
         recorded.epoch(np.arange(4), lambda done: None)
         made = [name for name in emulator.launches if name not in ("replace",)]  # the model's own copies, afterwards
         assert len(made) <= 13, made
+
+
+def trained(graphs, capture, train, test=None, optimizer=None, **callbacks):
+    model = xc.Model(small()[0], graphs.backend, input_shape=small()[1])
+    trainer = xc.Trainer(model, optimizer or optim.sgd(0.1), capture=capture)
+    for name in list(callbacks):
+        callbacks[name] = callbacks[name](trainer)
+    return trainer, trainer.fit(train, test, epochs=2, batch_size=16, **callbacks)
+
+
+def test_callbacks_see_the_model_as_it_is_and_may_change_it(graphs):
+    seen = {"auto": [], "off": []}
+    x, t = data(16)
+
+    def watching(capture):
+        def on_step(trainer):
+            model = trainer.model
+            start = {path: graphs.backend.to_numpy(value) for path, value in model.parameters().items()}
+
+            def after(epoch, done):
+                seen[capture].append([graphs.backend.to_numpy(value).copy() for value in model.parameters().values()])
+                if (epoch, done) == (1, 32):
+                    trainer.step(x, t)
+                if (epoch, done) == (2, 32):
+                    model.load_parameters(start)
+
+            return after
+
+        return trained(graphs, capture, data(), data(24), optim.sgd(lambda step: 0.1 / (1 + step)), on_step=on_step)
+
+    captured = watching("auto")
+    assert captured[0].capture_note == ""
+    assert_same(captured, watching("off"))
+    for a, b in zip(seen["auto"], seen["off"], strict=True):
+        for mine, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+def test_settings_changed_between_epochs_count(graphs):
+    def on_epoch(trainer):
+        def after(epoch, losses):
+            if epoch.epoch == 1:
+                trainer.optimizer = optim.sgd(0.01)
+
+        return after
+
+    assert_same(*(trained(graphs, capture, data(), on_epoch=on_epoch) for capture in ("auto", "off")))
+
+
+@dataclass(frozen=True)
+class Peek(la.Layer):
+    """A layer that waits for the device when it predicts."""
+
+    def output_shape(self, input_shape):
+        return input_shape
+
+    def forward(self, params, state, x, *, train=False, key=None):
+        if not train:
+            assert float(array_namespace(x).max(x)) < 1e9
+        return x, None, state
+
+    def backward(self, params, dy, saved, *, need_dx=True):
+        return dy, {}
+
+
+def test_an_evaluation_that_cannot_be_recorded_runs_and_says_why(graphs):
+    net = la.Sequential(la.Flatten(), la.Affine(8), Peek(), la.Affine(4)), (1, 12, 12)
+    captured = fit(graphs, "auto", net)
+    assert captured[0].capture_note.startswith("in evaluation, ")
+    assert_same(captured, fit(graphs, "off", net))
+
+
+def test_images_in_any_order_of_memory(graphs):
+    images, labels = data()
+    part = np.asfortranarray(images), labels
+    assert_same(*(trained(graphs, capture, part, part) for capture in ("auto", "off")))
+
+
+@pytest.mark.parametrize("capture", ["auto", "off"])
+@pytest.mark.parametrize("kind", ["size", "int32", "empty"])
+def test_test_sets_are_checked_as_ever(graphs, kind, capture):
+    images, labels = data()
+    wrong = {"size": images[..., 1:], "int32": images.astype(np.int32), "empty": images[:0]}[kind]
+    with pytest.raises(xc.XpcnnError, match=r"takes batches|images must be|no images"):
+        trained(graphs, capture, (images, labels), (wrong, labels[: len(wrong)]))

@@ -71,9 +71,23 @@ def test_batch_norm_offers_no_tiles(monkeypatch):
 def test_fit_says_it_too_and_the_model_stays(monkeypatch):
     trainer = trainer_that_fails(monkeypatch, MemoryError(), 1 << 40)
     before = trainer.model.parameters()
-    with pytest.raises(xc.OutOfMemoryError, match=r"a step of 6 images .* a batch size of 5 would fit"):
+    with pytest.raises(xc.OutOfMemoryError, match=r"a step of 6 images .*, which ought to do"):
         trainer.fit((np.zeros((6, 1, 8, 8), np.float32), np.zeros(6, np.int64)), batch_size=100)
     assert all(value is before[path] for path, value in trainer.model.parameters().items())
+
+
+def test_evaluation_has_a_sentence_of_its_own_and_callbacks_none(monkeypatch):
+    model = xc.Model(NET, "cpu", input_shape=(1, 8, 8))
+    data = np.zeros((6, 1, 8, 8), np.float32), np.zeros(6, np.int64)
+
+    def fail(*anything):
+        raise MemoryError("mine")
+
+    with pytest.raises(MemoryError, match=r"^mine$"):
+        xc.Trainer(model, optim.sgd(0.1)).fit(data, on_epoch=fail)
+    monkeypatch.setattr("xpcnn.training.trainer.evaluate", fail)
+    with pytest.raises(xc.OutOfMemoryError, match=r"while it evaluated \d+ images at a time"):
+        xc.Trainer(model, optim.sgd(0.1)).fit(data)
 
 
 def test_real_memory_that_runs_out(tmp_path):

@@ -283,6 +283,14 @@ def gpu(graphs, monkeypatch):
     return graphs
 
 
+def test_cudnn_is_refused_before_anything_is_computed(graphs, monkeypatch):
+    with pytest.raises(xc.BackendError, match="tf32 or bf16, not at float32"):
+        xc.Model(models.lenet5(), graphs.backend, conv_engine="cudnn")
+    monkeypatch.setattr(kernels.of(graphs.xp), "without_cudnn", lambda: "it is on holiday")
+    with pytest.raises(xc.BackendError, match="cuDNN was asked for, but it is on holiday"):
+        xc.Model(models.lenet5(), graphs.backend, precision="bf16", conv_engine="cudnn")
+
+
 @pytest.mark.parametrize("options", [{"precision": "tf32"}, {"conv_engine": "im2col"}, {"precision": "bf16"}, {}])
 def test_steps_and_predictions_hold_the_kernels_to_it(gpu, options, monkeypatch):
     seen = []

@@ -26,7 +26,7 @@ class Policy:
     products : {"float32", "tf32"}
         Whether factors of float32 products are rounded to TF32's 10 bits of mantissa, which tensor cores multiply.
     convolution : {"auto", "im2col", "cudnn"}
-        By products of columns, by cuDNN (an error where it cannot), or by cuDNN where it is installed and faster.
+        By products of columns, by cuDNN (an error where it cannot), or by cuDNN where it is installed and can.
     tune : bool
         Whether cuDNN's first plans for a shape are timed and the fastest kept, instead of its own guess; another run
         may then choose another, whose results differ in their last bits.

@@ -71,6 +71,11 @@ class Computation:
             )
         if self.conv_engine == "cudnn" and self._capability is None:
             raise BackendError(f"conv_engine cudnn needs CUDA, but the device is {self.backend.label}.")
+        if self.conv_engine == "cudnn":
+            if self.precision == "float32":
+                raise BackendError("conv_engine cudnn convolves at precision tf32 or bf16, not at float32.")
+            if reason := kernels.of(self.backend.xp).without_cudnn():
+                raise BackendError(f"cuDNN was asked for, but {reason}.")
 
     def running(self) -> AbstractContextManager[Any]:
         """Return a context in which the backend computes like this."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Host = np.ndarray[Any, Any]
 Held = tuple[Arrays, Arrays, OptState]  # parameters, state, the optimizer's moments
 
+SOURCES = ("uint8", "float32", "float64")  # what images are gathered from
 MOST_DRAWS = 64  # layers that draw random numbers in a step
 WARM_UP = 2  # steps before a recording: they compile kernels, choose algorithms and take memory
 
@@ -72,8 +73,9 @@ class RecordedKey(Key):
 
     draws: Draws | None = None
 
-    def generator(self) -> np.random.Generator:
-        """Refuse: it would draw once, and never again."""
+    @property
+    def words(self) -> int:
+        """Refuse: it would be known once, and never again."""
         raise UnrecordableError(f"{'/'.join(map(str, self.path))} draws random numbers on the host in each step")
 
     def mask(self, rate: float, like: Array) -> Array:
@@ -87,10 +89,13 @@ class Feed:
 
     def __init__(self, images: Array, labels: Array, step: int, model: Model) -> None:
         backend = model.backend
-        self.xp, self.step, self.model = backend.xp, step, model
+        model.as_input(images[:1, ...])  # raises where a step would
+        if not images.shape[0] or str(images.dtype) not in SOURCES:
+            raise UnrecordableError(f"{images.shape[0]} images of {images.dtype} are not what is gathered on a GPU")
+        self.step, self.model = step, model
         self.count = images.shape[0]
         self.sizes = [rows.stop - rows.start for rows in batches(self.count, step)]
-        self.images = images
+        self.images = kernels.of(backend.xp).engine("capture", images).contiguous(images)
         self.labels = backend.asarray(labels, "int64")
         self.order = backend.asarray(np.arange(self.count))
         self.progress = backend.asarray(np.zeros(1, np.int64))
@@ -115,8 +120,8 @@ class Feed:
 class Recorded:
     """A trainer's steps over one data set, and the evaluation of others, as graphs.
 
-    While an epoch runs, the model's arrays are written over by each step; between epochs the model has copies of its
-    own, so that nobody's arrays change under their hands.
+    While an epoch runs, the model holds the arrays that each step writes over; between epochs it has copies of its own,
+    so that nobody's arrays change under their hands.
 
     Raises
     ------
@@ -142,25 +147,38 @@ class Recorded:
             self._table = backend.asarray(self._numbers_from(0))
             self._draws = Draws(self.model, len(self._feed.sizes), self._feed.progress, self._engine)
             self._own = self._copies(self._held())
-        self._handed = self._held()  # what was copied last
+        self._handed = self._held()  # what the graphs' arrays have the values of
+        self._recorded = self._settings()
         self._record(self._feed, self._train)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the trainer has got another optimizer, loss or network since."""
+        return any(a is not b for a, b in zip(self._settings(), self._recorded, strict=True))
+
+    def _settings(self) -> tuple[object, ...]:
+        """Return what was recorded once and for all."""
+        return self.trainer.optimizer, *self.trainer.loss, self.model.normalise, self.model.net
 
     def epoch(self, order: Host, on_batch: Callable[[int], None]) -> list[float]:
         """Make one pass over the data set in an order, and return each update's loss."""
-        feed, backend, first = self._feed, self.model.backend, self.trainer.steps
+        feed, backend, expected, done = self._feed, self.model.backend, -1, 0
         with backend.context(), self._recorder:
-            self._catch_up()
             feed.rewind(order)
-            self._draws.fill(first)
-            self._table[...] = backend.asarray(self._numbers_from(first))
-            done = 0
             try:
-                for size in feed.sizes:
+                for number, size in enumerate(feed.sizes):
+                    self._catch_up()
+                    if self.trainer.steps != expected:  # at first, and where `on_batch` made steps of its own
+                        self._draws.fill(self.trainer.steps - number)
+                        self._table[...] = backend.asarray(self._numbers_from(self.trainer.steps - number))
+                    self._give(self._own)
+                    self._handed = self._own
                     self._graphs[id(feed), size]()
-                    self.trainer.steps += 1
+                    self.trainer.steps = expected = self.trainer.steps + 1
                     done += size
                     on_batch(done)
             finally:
+                self._catch_up()
                 self._handed = self._copies(self._own)
                 self._give(self._handed)
             return [float(loss) for loss in backend.to_numpy(feed.losses)]
@@ -170,8 +188,9 @@ class Recorded:
         backend = self.model.backend
         if id(images) not in self._others:
             with backend.context():
-                self._others[id(images)] = Feed(images, labels, self.model.images_at_once, self.model)
-            self._record(self._others[id(images)], self._evaluate)
+                feed = Feed(images, labels, self.model.images_at_once, self.model)
+            self._record(feed, self._evaluate)
+            self._others[id(images)] = feed
         feed = self._others[id(images)]
         with backend.context(), self._recorder:
             self._catch_up()
@@ -190,14 +209,14 @@ class Recorded:
                     job = partial(work, feed, size)
                     self._graphs[id(feed), size] = self._recorder.record(job, partial(_repeated, feed, job))
             except self._engine.NotRecordedError as error:
-                raise UnrecordableError(str(error).splitlines()[0]) from error
+                raise UnrecordableError((str(error).strip() or repr(error)).splitlines()[0]) from error
             finally:
                 self._fill(before)
                 self._give(before)
 
     def _numbers_from(self, first: int) -> Host:
         """Return the optimizer's numbers of an epoch's steps, a row each."""
-        numbers = [self._numbers(first + step) for step in range(len(self._feed.sizes))]
+        numbers = [self._numbers(max(0, first + step)) for step in range(len(self._feed.sizes))]
         return np.asarray(numbers, np.float64).reshape(len(numbers), len(numbers[0]))
 
     def _train(self, feed: Feed, size: int) -> None:
@@ -223,6 +242,8 @@ class Recorded:
         computation = self.model.computation
         params = computation.parameters(self.model.parameters())
         logits = computation.widen(self.model.net.predict(params, self.model.state(), x))
+        if logits.ndim != 2:
+            raise UnrecordableError(f"the network's outputs are of shape {tuple(logits.shape[1:])}, not one per class")
         self._engine.tally(logits, t, feed.right, feed.progress)
         self._engine.advance(ops.softmax_cross_entropy(logits, t, reduction="sum")[0], feed.losses, feed.progress)
 

@@ -12,8 +12,8 @@ from xpcnn.layers.plan import Footprint, megabytes
 
 
 @contextmanager
-def told(backend: Backend, images: int, footprint: Callable[[], Footprint]) -> Iterator[None]:
-    """Turn running out of memory in steps of so many images into a sentence that says what would fit."""
+def told(backend: Backend, sentence: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory into a sentence."""
     try:
         yield
     except OutOfMemoryError:
@@ -21,29 +21,42 @@ def told(backend: Backend, images: int, footprint: Callable[[], Footprint]) -> I
     except Exception as error:
         if not backend.ran_out(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold the arrays of the step that failed
-        message = _sentence(backend, images, footprint)
+        traceback.clear_frames(error.__traceback__)  # they hold the arrays of what failed
+        message = sentence()
     else:
         return
     raise OutOfMemoryError(message)  # not from the error, so that nothing holds on to its arrays
 
 
-def _sentence(backend: Backend, images: int, footprint: Callable[[], Footprint]) -> str:
-    """Return what the step takes, what is free, and how many images would fit."""
-    where = "the GPU" if backend.name == "cupy" else "the machine"
+def of_step(backend: Backend, images: int, footprint: Callable[[], Footprint]) -> str:
+    """Return what a step of so many images takes, what is free, and how many would fit."""
     free = backend.free_memory()
-    there = "" if free is None else f" and {megabytes(free)} are free"
-    start = f"{where} ran out of memory"
     try:
         found = footprint()
     except Exception as error:
         if not backend.ran_out(error):
             raise
-        return f"{start}, even to find out what a step takes{there.replace(' and', ';')}; take a smaller network."
-    plan = found.plan(images)
-    said = f"{start}: a step of {images} images takes about {megabytes(plan.total)}{there}"
-    fits = 0 if free is None else min(images - 1, found.images_that_fit(free))
+        return f"{_start(backend)}, even to find out what a step takes{_there(free)}; take a smaller network."
+    said = (
+        f"{_start(backend)}: a step of {images} images takes about {megabytes(found.plan(images).total)}{_there(free)}"
+    )
+    tiles = "" if found.whole else " or max_memory, which computes a batch in tiles"
+    fits = 0 if free is None else found.images_that_fit(free)
+    if fits >= images:
+        return f"{said}, which ought to do: something else may have taken it, or it lies in pieces."
     if not fits:
-        return f"{said}; take a smaller batch size{'' if found.whole else ' or max_memory'}."
-    tiles = "" if found.whole else f", or max_memory={free} computes the batch in tiles"
-    return f"{said}; a batch size of {fits} would fit{tiles}."
+        return f"{said}; take {'a smaller network' if images == 1 else f'a smaller batch size{tiles}'}."
+    return f"{said}; a batch size of {fits} would fit{tiles.replace(' or', ', or')}."
+
+
+def of_evaluation(backend: Backend, images: int) -> str:
+    """Return how many images were evaluated at a time, and what is free."""
+    return f"{_start(backend)} while it evaluated {images} images at a time{_there(backend.free_memory())}."
+
+
+def _start(backend: Backend) -> str:
+    return f"{'the GPU' if backend.name == 'cupy' else 'the machine'} ran out of memory"
+
+
+def _there(free: int | None) -> str:
+    return "" if free is None else f", and {megabytes(free)} are free"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -24,7 +25,7 @@ from xpcnn.model import Model, batches
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
 from xpcnn.training.capture import Recorded, UnrecordableError
-from xpcnn.training.memory import told
+from xpcnn.training.memory import of_evaluation, of_step, told
 from xpcnn.training.tiling import Loss, tiles_of_a_mean, tiles_of_any, whole_batch
 
 LOSSES: dict[str, Loss] = {
@@ -126,7 +127,7 @@ class Trainer:
         """
         model = self.model
         count = len(x) if hasattr(x, "__len__") else 1
-        with model.computing(), single_threaded_blas(), told(model.backend, count, lambda: self._footprint):
+        with model.computing(), single_threaded_blas(), self._told(count):
             loss, grads, state = self._gradients(x, t)
             params, self.opt_state = self.optimizer.update(grads, self.opt_state, model.parameters(), self.steps)
             model.replace_arrays(params, state)
@@ -217,31 +218,21 @@ class Trainer:
         if self.max_memory is not None:
             self.plan(min(batch_size, len(train)))  # raises before anything is computed
             at_once = self._footprint.images_in_prediction(self.max_memory)
-        with told(self.model.backend, min(batch_size, len(train)), lambda: self._footprint):
-            return self._fit(train, test, epochs, batch_size, at_once, on_step, on_epoch)
-
-    def _fit(
-        self,
-        train: Dataset,
-        test: Dataset | None,
-        epochs: int,
-        batch_size: int,
-        at_once: int | None,
-        on_step: Callable[[int, int], None] | None,
-        on_epoch: Callable[[Epoch, list[float]], None] | None,
-    ) -> History:
-        """Do what `fit` says, of which all arguments are checked."""
         history = History()
         backend = self.model.backend
-        images, labels = backend.asarray(train.images), backend.asarray(train.labels)
-        test_images = None if test is None else backend.asarray(test.images)
-        recorded = self._recorded(images, labels, batch_size)
+        with self._told(min(batch_size, len(train))):
+            images, labels = backend.asarray(train.images), backend.asarray(train.labels)
+            test_images = None if test is None else backend.asarray(test.images)
+            recorded = self._recorded(images, labels, batch_size)
         for epoch in range(epochs + 1):
             start = time.perf_counter()
             losses: list[float] = []
-            if epoch:
-                run = partial(self._run_epoch, images, labels, batch_size) if recorded is None else recorded.epoch
-                losses = run(self._order(len(train), epoch), partial(on_step, epoch) if on_step else _nothing)
+            with self._told(min(batch_size, len(train))):
+                if recorded is not None and recorded.is_outdated:
+                    recorded = self._recorded(images, labels, batch_size)
+                if epoch:
+                    run = partial(self._run_epoch, images, labels, batch_size) if recorded is None else recorded.epoch
+                    losses = run(self._order(len(train), epoch), partial(on_step, epoch) if on_step else _nothing)
             trained = time.perf_counter() - start
             record = Epoch(
                 epoch,
@@ -259,14 +250,19 @@ class Trainer:
                 on_epoch(record, losses)
         return history
 
+    def _told(self, count: int) -> AbstractContextManager[None]:
+        """Return a context that turns running out of memory in steps of so many images into a sentence."""
+        backend = self.model.backend
+        return told(backend, lambda: of_step(backend, count, lambda: self._footprint))
+
     def _recorded(self, images: Array, labels: Array, batch_size: int) -> Recorded | None:
         """Return the steps of a data set as graphs, or None, with a note of why where a backend could have some."""
         self.capture_note = ""
         if self.capture == "off" or not kernels.of(self.model.backend.xp).engine("capture", images):
             return None
         try:
-            if self._images_at_once(batch_size) < batch_size:
-                raise UnrecordableError("batches are computed in tiles")
+            if self.max_memory is not None:
+                raise UnrecordableError("with max_memory, nothing is kept for a graph")
             return Recorded(self, images, labels, batch_size)
         except UnrecordableError as error:
             self.capture_note = str(error)
@@ -274,13 +270,18 @@ class Trainer:
 
     def _accuracy(self, data: Dataset, images: Array, at_once: int | None, recorded: Recorded | None) -> float:
         """Return the accuracy on a data set; below a limit, what steps and predictions use is not kept both."""
-        if recorded is not None:
-            return recorded.accuracy(images, data.labels)
-        if at_once is not None:
-            memory.release()
-        accuracy, _ = evaluate(self.model, data, images, at_once)
-        if at_once is not None:
-            memory.release()
+        backend = self.model.backend
+        with told(backend, lambda: of_evaluation(backend, at_once or self.model.images_at_once)):
+            if recorded is not None:
+                try:
+                    return recorded.accuracy(images, data.labels)
+                except UnrecordableError as error:
+                    self.capture_note = f"in evaluation, {error}"
+            if at_once is not None:
+                memory.release()
+            accuracy, _ = evaluate(self.model, data, images, at_once)
+            if at_once is not None:
+                memory.release()
         return accuracy
 
     def _order(self, count: int, epoch: int) -> np.ndarray[Any, Any]:

@@ -52,6 +52,7 @@ __all__ = [
     "sum_rows",
     "takes_half",
     "window_slices",
+    "without_cudnn",
 ]
 
 
@@ -76,6 +77,11 @@ def engine(work: str, x: Array, axes: int | None = None) -> Any:
 
 
 _module = lru_cache(import_module)
+
+
+def without_cudnn() -> str:
+    """Return why cuDNN cannot convolve here, or nothing."""
+    return str(_module("xpcnn.kernels.cuda.cudnn").missing())
 
 
 def matmul(a: Array, b: Array, xp: Namespace) -> Array:

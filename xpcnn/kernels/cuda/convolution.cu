@@ -15,7 +15,7 @@ extern "C" __global__ void finish(const REAL* from, const REAL* bias, REAL* y, c
     }
 }
 
-// dy (B, F, O) -> moved (F, B, O), and NUMBER parts (chunks, F): the sums over each of so many parts of B·O.
+// dy (B, F, O) -> moved (F, B, O), and NUMBER parts (chunks, F): the sums over each of so many parts of B*O.
 // A block has one filter and one chunk.
 extern "C" __global__ void by_filter(const REAL* dy, REAL* moved, void* parts, count images, count filters,
                                      count pixels, count chunks)

@@ -290,6 +290,11 @@ def _handle_of(here: stream.Place) -> int:
     return int(_api().create_handle())
 
 
+def missing() -> str:
+    """Return why there is no cuDNN, or nothing."""
+    return _missing()
+
+
 @cache
 def _missing() -> str:
     """Return why there is no cuDNN, or nothing."""

@@ -77,7 +77,7 @@ extern "C" __global__ void grouped_images(const REAL* dy, const REAL* weight, RE
     }
 }
 
-// NUMBER parts (chunks, F·each·K + F): the gradients of weights and biases, each the sum over a part of the images.
+// NUMBER parts (chunks, F*each*K + F): the gradients of weights and biases, each the sum over a part of the images.
 // A block has one weight and one chunk of the images and windows; that of a filter's first weight adds its bias.
 extern "C" __global__ void grouped_weights(const REAL* dy, const REAL* x, void* parts, count images, count chunks,
                                            count groups, count each, count own, count n0, count n1, count n2, count k0,

@@ -13,7 +13,7 @@
 #define FILTERS 4  // of one thread, forwards
 #define CHANNELS 3  // of one thread, of the images' gradient
 #endif
-#define MOST_COLUMNS 256  // C·KH·KW
+#define MOST_COLUMNS 256  // C*KH*KW
 #define THREADS 128
 
 #ifdef __CUDACC__
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(128) pooled_forward(const REAL* x, 
 #define TILES ((KH + TILE_ROWS - 1) / TILE_ROWS)
 #define PITCH (THREADS + 4)  // so that threads side by side read other banks
 
-// NUMBER parts (chunks, F·C·KH·KW + F): the gradients of weights and biases, each the sum over a part of the pooled
+// NUMBER parts (chunks, F*C*KH*KW + F): the gradients of weights and biases, each the sum over a part of the pooled
 // pixels. A block has some rows of one filter's kernel for one channel, and one chunk.
 extern "C" __global__ void __launch_bounds__(128) pooled_weights(const REAL* dy, const bool* active,
                                                                  const unsigned char* place, const REAL* x, void* parts,

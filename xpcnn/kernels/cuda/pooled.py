@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from xpcnn.backend import Array
+from xpcnn.kernels import policy
 from xpcnn.kernels.cuda import runtime
 from xpcnn.kernels.cuda.sums import add_up, chunks_of, wide
 from xpcnn.kernels.window import Window
@@ -22,7 +23,9 @@ ENOUGH_THREADS = 1 << 15  # for the largest GPUs, with a few results each
 
 
 def fits(weight: Array, pool: Pair) -> bool:
-    """Whether this is faster than convolution, ReLU and pooling one after another."""
+    """Whether this is faster than convolution, ReLU and pooling one after another, and not barred by the policy."""
+    if policy.current().convolution == "cudnn":
+        return False
     small = prod(weight.shape[1:]) <= MOST_COLUMNS and max(weight.shape[2:]) <= LONGEST
     return small and prod(pool) <= MOST_PLACES
 

@@ -11,10 +11,12 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
 from xpcnn.backend import Array
+from xpcnn.kernels.cuda.stream import own_memory
 
 THREADS = 256  # of a block, unless a kernel says otherwise
 MOST_BLOCKS = 1 << 16  # of a launch whose threads step through what is to be done
@@ -61,22 +63,25 @@ class NotRecordedError(RuntimeError):
 
 
 class Recorder:
-    """A stream of its own, in which work is recorded as CUDA graphs and replayed.
+    """A stream of its own, in which work is recorded as CUDA graphs and replayed, on the device that is current.
 
     Everything happens inside ``with recorder:``, which waits for what came before and, at its end, for the work.
-    What is recorded has memory of its own as long as this lives: what it lets go of may be used again by what else is
-    recorded here, and by nothing outside, since each replay writes there anew.
+    What is recorded has memory of its own as long as this, or what replays it, lives: what it lets go of may be used
+    again by what else is recorded here, and by nothing outside, since each replay writes there anew.
     """
 
     def __init__(self) -> None:
-        import cupy
-
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._pool = cupy.cuda.MemoryPool()
+        self._stream: Any = None
+        self._pool: Any = None
 
     def __enter__(self) -> Recorder:
         import cupy
 
+        if self._stream is None:
+            self._pool = cupy.cuda.MemoryPool(_own_pointer)
+            self._pool.set_limit(size=0)  # at one, the pool would give back what recordings write to
+            self._stream = _idle_stream()
+            finalize(self, _give_back, self._pool, self._stream).atexit = False
         cupy.cuda.get_current_stream().synchronize()
         self._stream.__enter__()
         return self
@@ -105,7 +110,43 @@ class Recorder:
                 with suppress(Exception):  # CUDA reports the failure once more, which says nothing new
                     self._stream.end_capture()
                 raise NotRecordedError(str(error) or repr(error)) from error
-        return partial(graph.launch, self._stream)
+        return partial(self._replay, graph)
+
+    def _replay(self, graph: Any) -> None:
+        """Run what was recorded."""
+        graph.launch(self._stream)
+
+
+_idle: list[Any] = []  # recorders' streams: libraries have handles and workspaces for each, so the next takes them over
+
+
+def _idle_stream() -> Any:
+    """Return a stream of the current device that no recorder has."""
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+    for stream in list(_idle):
+        if stream.device_id == device:
+            with suppress(ValueError):  # another thread was faster
+                _idle.remove(stream)
+                return stream
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+def _give_back(pool: Any, stream: Any) -> None:
+    """Let go of a recorder's memory, which CuPy's pools do not do by themselves, and leave its stream to the next."""
+    import cupy
+
+    with cupy.cuda.Device(stream.device_id):
+        pool.free_all_blocks()
+    _idle.append(stream)
+
+
+def _own_pointer(size: int) -> Any:
+    """Allocate for a recorder's pool, which on CuPy's own error would give back what recordings write to."""
+    import cupy
+
+    return cupy.cuda.MemoryPointer(own_memory(size), 0)
 
 
 def text(file: str, **macros: str) -> str:

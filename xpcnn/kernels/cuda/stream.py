@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from xpcnn.backend import Array
 from xpcnn.errors import BackendError
 
 LEGACY, PER_THREAD = 1, 2  # streams that CUDA knows by a number, beside 0; the last is another one in every thread
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 Place = tuple[int, int, int]  # device, stream, and the thread where the stream is a thread's own
 
@@ -46,10 +48,22 @@ def is_on_device(x: Array) -> bool:
 
 
 def own_memory(size: int) -> Any:
-    """Return device memory, with its address as ``ptr``, that belongs to no pool and lives as long as the object."""
+    """Return device memory, with its address as ``ptr``, that belongs to no pool and lives as long as the object.
+
+    Where there is none left, CuPy's pool is asked for what nobody uses.
+    """
     import cupy
 
-    return cupy.cuda.Memory(size)
+    for last in (False, True):
+        try:
+            return cupy.cuda.Memory(size)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+        if not last:
+            gc.collect()
+            cupy.get_default_memory_pool().free_all_blocks()
+    raise cupy.cuda.memory.OutOfMemoryError(size, cupy.get_default_memory_pool().total_bytes())
 
 
 def milliseconds(work: Callable[[], object]) -> float:

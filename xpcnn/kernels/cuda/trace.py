@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xpcnn.kernels.cuda.runtime import NotRecordedError
+
 REAL, BOOL, NUMBER = "real", "bool", "number"  # what a symbol stands for; a number is a Python float
 WIDER = ("bfloat16", "float32", "float64")
 ARITHMETIC = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "truediv": "{} / {}"}
@@ -37,8 +39,8 @@ CONSTANTS = {"pi": math.pi, "e": math.e, "inf": math.inf, "nan": math.nan, "newa
 DTYPES = ("bool", "float32", "float64", "bfloat16")
 
 
-class UntraceableError(Exception):
-    """A rule does what no kernel can be made of."""
+class UntraceableError(NotRecordedError):
+    """A rule does what no kernel can be made of, nor recorded."""
 
 
 class Node(NamedTuple):

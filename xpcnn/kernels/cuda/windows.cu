@@ -1,7 +1,7 @@
 // im2col and its adjoint for up to three spatial axes, without atomics, so that results do not depend on timing.
 // REAL is float, double or bf16, NUMBER what it is computed in; INDEX is int where that counts all elements, else
-// count. Missing axes have size, kernel, stride, dilation and out of 1. Columns are (C·K, B, O), or by image
-// (B, C·K, O).
+// count. Missing axes have size, kernel, stride, dilation and out of 1. Columns are (C*K, B, O), or by image
+// (B, C*K, O).
 
 // x (B, C, n0, n1, n2) -> cols. A thread lays out what one window sees of one channel: neighbours write side by side.
 extern "C" __global__ void im2col(const REAL* x, REAL* cols, count total, count images, count channels, count by_image,
