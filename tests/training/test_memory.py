@@ -82,7 +82,8 @@ def measured(code, net, images, shape, kernels="auto", **options):
 )
 def test_a_step_takes_about_what_is_planned(net, images, shape, kernels):
     found = measured(TRAIN, net, images, shape, kernels)
-    assert 0.5 <= found["peak"] / found["total"] <= 1.25, found
+    least = 0.5 if found["total"] > 40_000_000 else 0.4  # of small steps, what code and threads take is the larger part
+    assert least <= found["peak"] / found["total"] <= 1.25, found
 
 
 @pytest.mark.parametrize(
