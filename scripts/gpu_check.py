@@ -196,24 +196,27 @@ def has(check, module):
 
 
 def train(check, limit):
-    """Run the default experiment twice: it must reach enough, and the same."""
+    """Run the default experiment twice: it must reach enough, and the same; then at each lower precision."""
     runs, end = [], time.monotonic() + limit
-    for attempt in ("first", "second"):
+    lower = () if check.options.dry_run else ("tf32", "bf16")  # which CPUs do not have
+    for attempt, precision in (("first", "float32"), ("second", "float32"), *zip(lower, lower, strict=True)):
         out = check.folder / attempt
-        command = ["-m", "xpcnn", "train", "--device", check.device, "--out", out]
+        command = ["-m", "xpcnn", "train", "--device", check.device, "--precision", precision, "--out", out]
         command += ["--model", "lenet5", "--epochs", "1", "--batch-size", "1000"] if check.options.dry_run else []
         done = check.python(*command, limit=max(1.0, end - time.monotonic()))
         if done["rc"]:
             return {"ok": False, "summary": f"FAILED: {done['fault']}", "runs": runs, "tail": done["tail"]}
         records = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        runs.append({"wall_s": done["seconds"], "epochs": [record for record in records if "epoch" in record]})
+        epochs = [record for record in records if "epoch" in record]
+        runs.append({"precision": precision, "wall_s": done["seconds"], "epochs": epochs})
     losses = [[epoch["loss"] for epoch in one["epochs"]] for one in runs]
     accuracy = min(one["epochs"][-1]["test_accuracy"] for one in runs)
-    walls = " and ".join(f"{one['wall_s']:.1f} s" for one in runs)
+    reached = [(one["precision"], 100 * one["epochs"][-1]["test_accuracy"], one["wall_s"]) for one in runs]
+    each = ", ".join(f"{share:.2f} % at {precision} in {wall:.1f} s" for precision, share, wall in reached)
     same = losses[0] == losses[1]
-    summary = f"{100 * accuracy:.2f} % of the test images, in {walls}, losses {'the same' if same else 'NOT THE SAME'}"
-    reached = accuracy >= ENOUGH or check.options.dry_run
-    return {"ok": reached and same, "summary": summary, "same_losses_twice": same, "runs": runs}
+    summary = f"of the test images {each}; losses of the first two {'the same' if same else 'NOT THE SAME'}"
+    enough = accuracy >= ENOUGH or check.options.dry_run
+    return {"ok": enough and same, "summary": summary, "same_losses_twice": same, "runs": runs}
 
 
 def bench(check, limit):
