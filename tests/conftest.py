@@ -17,6 +17,7 @@ from xpcnn.kernels import native
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import oracles`
 
+import browser
 import emulator
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest value, or absolute if all are below 1
@@ -71,14 +72,15 @@ def make_arrays(name: str) -> Arrays:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require", action="append", default=[], help="fail unless this backend can run")
+    parser.addoption("--require", action="append", default=[], help="fail unless this backend, or chromium, can run")
     parser.addoption("--only", action="append", default=[], help="run backend tests on these backends alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    missing = [name for name in config.getoption("--require") if name not in installed()]
+    there = [*installed(), *(["chromium"] if browser.executable() else [])]
+    missing = [name for name in config.getoption("--require") if name not in there]
     if missing:
-        raise pytest.UsageError(f"required backends cannot run here: {', '.join(missing)} ({cuda_devices()[1]})")
+        raise pytest.UsageError(f"what is required cannot run here: {', '.join(missing)} ({cuda_devices()[1]})")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

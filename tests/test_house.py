@@ -17,14 +17,16 @@ STOREYS = [  # from the ground up; a module may import what stands below it, and
     {"backend"},
     {"kernels", "random"},
     {"ops", "optim"},
-    {"layers", "data"},
+    {"layers", "data", "metrics"},
     {"models", "model"},
-    {"training", "report", "verify"},
+    {"training", "verify"},
+    {"report"},
+    {"serve"},
     {"cli"},
 ]
 LEVEL = {name: number for number, storey in enumerate(STOREYS) for name in storey}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl"}
+HEAVY = {"cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl", "pooch", "requests"}
 
 
 def storey_of(path):

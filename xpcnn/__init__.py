@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from xpcnn import backend, data, layers, models, ops, optim
     from xpcnn.backend import Backend, resolve_backend
-    from xpcnn.data import Dataset, load_dataset
+    from xpcnn.data import Augment, Dataset, Loader, Source, load_dataset
     from xpcnn.errors import ArrayTypeError, BackendError, DataError, OutOfMemoryError, XpcnnError
     from xpcnn.kernels.threads import set_num_threads
     from xpcnn.kernels.threads import thread_count as num_threads
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
     from xpcnn.training import History, Trainer, evaluate
     from xpcnn.verify.gradients import GradientReport, gradcheck
 
-_MODULES = ("backend", "data", "errors", "kernels", "layers", "model", "models", "ops", "optim", "random", "report",
-            "training", "verify")  # fmt: skip
+_MODULES = ("backend", "data", "errors", "kernels", "layers", "metrics", "model", "models", "ops", "optim", "random",
+            "report", "serve", "training", "verify")  # fmt: skip
 _HOMES = {  # where a name is imported from when it is first used: a prediction should not wait for the trainer
     "ArrayTypeError": "errors",
+    "Augment": "data",
     "Backend": "backend",
     "BackendError": "errors",
     "DataError": "errors",
     "Dataset": "data",
     "GradientReport": "verify.gradients",
     "History": "training",
+    "Loader": "data",
     "Model": "model",
     "Normalise": "model",
     "OutOfMemoryError": "errors",
     "Plan": "layers.plan",
+    "Source": "data",
     "Trainer": "training",
     "XpcnnError": "errors",
     "evaluate": "training",
@@ -45,16 +48,19 @@ _HOMES = {  # where a name is imported from when it is first used: a prediction 
 
 __all__ = [
     "ArrayTypeError",
+    "Augment",
     "Backend",
     "BackendError",
     "DataError",
     "Dataset",
     "GradientReport",
     "History",
+    "Loader",
     "Model",
     "Normalise",
     "OutOfMemoryError",
     "Plan",
+    "Source",
     "Trainer",
     "XpcnnError",
     "__version__",

@@ -21,6 +21,10 @@ class DataError(XpcnnError):
     """A file is missing, truncated, corrupt, of the wrong kind or too large."""
 
 
+class NotFiniteError(XpcnnError):
+    """Numbers of a training are no longer numbers."""
+
+
 class OutOfMemoryError(XpcnnError, MemoryError):
     """A device's memory, or the machine's, is too small for what was asked."""
 

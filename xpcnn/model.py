@@ -284,6 +284,8 @@ class Model:
         if not all(isinstance(cls, type) and issubclass(cls, Layer) for cls in custom):
             raise XpcnnError(f"custom must list layer classes, not {custom!r}.")
         description, shapes, arrays = read(Path(path))
+        if "kind" in description:
+            raise DataError(f"{path} is no model but a {description['kind']}; the model is beside it, if there is one.")
         backend = resolve_backend(device)
         try:
             net, shape = from_config(description["network"], custom), tuple(description["input_shape"])

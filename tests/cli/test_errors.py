@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from samples import write_dataset
 
 import xpcnn as xc
+from xpcnn.data import named
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +34,11 @@ def tiny(tmp_path_factory):
         (["--bogus\nsecond line"], "No such option"),
         (["extra"], "unexpected extra argument"),
         (["--lr"], "requires an argument"),
-        (["--lr", "nan"], "lr must be a number above 0"),
-        (["--lr", "inf"], "lr must be a number above 0"),
-        (["--lr", "-0.1"], "lr must be a number above 0"),
-        (["--lr", "0"], "lr must be a number above 0"),
-        (["--lr", "1e-400"], "lr must be a number above 0"),
+        (["--lr", "nan"], "lr must be above 0, not nan"),
+        (["--lr", "inf"], "lr must be above 0, not inf"),
+        (["--lr", "-0.1"], "lr must be above 0, not -0.1"),
+        (["--lr", "0"], "lr must be above 0, not 0.0"),
+        (["--lr", "1e-400"], "lr must be above 0, not 0.0"),
         (["--lr", "fast"], "not a valid float"),
         (["--epochs", "0"], "not in the range"),
         (["--epochs", "1.5"], "not a valid integer"),
@@ -44,7 +47,7 @@ def tiny(tmp_path_factory):
         (["--dtype", "float16"], "'float16' is not one of"),
         (["--model", "resnet"], "'resnet' is not one of"),
         (["--optimizer", "lion"], "'lion' is not one of"),
-        (["--dataset", "cifar"], "'cifar' is not one of"),
+        (["--dataset", "cifar"], "not 'cifar'; did you mean cifar10?"),
         (["--device", "gpu"], "device must be one of auto, cpu, cuda, cuda:N"),
         (["--device", ""], "device must be one of"),
         (["--device", "cuda:-1"], "device must be one of"),
@@ -58,7 +61,15 @@ def test_wrong_options(refused, few, tmp_path, monkeypatch, options, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_fashion_mnist_must_be_fetched(refused):
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Have an empty cache and no mirrors."""
+    monkeypatch.setenv("XPCNN_DATA", str(tmp_path / "cache"))
+    bare = {name: [replace(file, mirrors=()) for file in files] for name, files in named.FILES.items()}
+    monkeypatch.setattr(named, "FILES", bare)
+
+
+def test_fashion_mnist_must_be_fetched(refused, offline):
     assert "--data-dir" in refused("train", "--dataset", "fashion-mnist")
 
 
@@ -112,7 +123,7 @@ def test_what_is_no_run(refused, tmp_path):
         assert says in refused("predict", path, "x.png", "--device", "cpu")
 
 
-def test_a_run_whose_data_are_gone(refused, run, few, tmp_path):
+def test_a_run_whose_data_are_gone(refused, run, few, tmp_path, offline):
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     config = moved / "config.toml"
@@ -168,7 +179,8 @@ def test_a_model_with_flipped_bits(call, digits, tiny, tmp_path):
 def test_parameters_that_are_no_numbers(refused, digits, run, few, tmp_path):
     path = tmp_path / "model.safetensors"
     with safe_open(run / "model.safetensors", framework="numpy") as file:
-        metadata = file.metadata()
+        description = json.loads(file.metadata()["xpcnn"])
+    metadata = {"xpcnn": json.dumps({k: v for k, v in description.items() if k not in ("blake2b", "arrays")})}
     for value in (np.nan, 3e38):
         arrays = load_file(run / "model.safetensors")
         arrays["conv1/weight"][:] = value

@@ -31,10 +31,19 @@ def test_the_best_epochs_accuracy_is_measured_again(call, run, data, split):
     logits = xc.Model.load(run / "model.safetensors", "cpu").predict(part.images).astype(np.float64)
     chosen = logits[np.arange(len(part)), part.labels]
     loss = np.log(np.exp(logits - chosen[:, None]).sum(axis=1)).mean()
-    assert found == {
+    expected = {
         "dataset": "mnist", "split": split, "images": len(part),
         "accuracy": (logits.argmax(axis=1) == part.labels).mean(), "loss": pytest.approx(loss, rel=1e-4),
     }  # fmt: skip
+    assert {key: found[key] for key in expected} == expected
+    assert found["top1"] == found["accuracy"]
+    assert found["top5"] == np.mean([t in row.argsort()[-5:] for row, t in zip(logits, part.labels, strict=True)])
+    predicted = logits.argmax(axis=1)
+    assert found["confusion"][4][9] == ((part.labels == 4) & (predicted == 9)).sum()
+    three = found["classes"][3]
+    assert (three["class"], three["support"]) == ("3", (part.labels == 3).sum())
+    assert three["recall"] == pytest.approx((predicted[part.labels == 3] == 3).mean())
+    assert three["precision"] == pytest.approx((part.labels[predicted == 3] == 3).mean())
 
 
 def test_the_line_for_people(call, run):
@@ -43,15 +52,21 @@ def test_the_line_for_people(call, run):
         status, out, _ = call("evaluate", name, "--device", "cpu")
         assert status == 0
         assert out.startswith(f"mnist, test set: {100 * best:.2f} % of 1,000 images right, loss ")
+        lines = out.splitlines()
+        assert lines[1].endswith("have their class among the five likeliest")
+        assert lines[3].split() == ["class", "images", "precision", "recall", "F1"]
+        assert [line.split()[0] for line in lines[4:]] == [*"0123456789", "mean"]
+        assert sum(int(line.split()[1]) for line in lines[4:-1]) == 1000
+        assert len({len(line) for line in lines[3:]}) == 1
 
 
-def test_other_data_can_be_named(call, run, few):
+def test_other_data_can_be_named(call, refused, run, few):
     status, out, _ = call("evaluate", run, "--data-dir", few, "--device", "cpu", "--json")
     assert status == 0
     assert json.loads(out)["images"] == 100
-    status, out, _ = call("evaluate", run, "--dataset", "fashion-mnist", "--data-dir", few, "--device", "cpu", "--json")
-    assert status == 0
-    assert json.loads(out)["dataset"] == "fashion-mnist"
+    says = refused("evaluate", run, "--dataset", "fashion-mnist", "--data-dir", few, "--device", "cpu")
+    assert "the model's classes are not those of fashion-mnist: number 0 is '0' and 'T-shirt/top'" in says
+    assert "must be one of" in refused("evaluate", run, "--dataset", "cifar", "--device", "cpu")
 
 
 def test_a_model_without_a_configuration(call, refused, run, few, tmp_path):

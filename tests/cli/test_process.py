@@ -41,12 +41,14 @@ def test_an_interrupt_keeps_the_best_model_so_far(start, data, tmp_path):
         status, err = interrupted(process)
     assert status == 130
     assert re.fullmatch(
-        rf"xpcnn: interrupted; the best model so far \(epoch \d+\) is in {out}/model.safetensors.\n", err
+        rf"xpcnn: interrupted after step \d+; go on with: .*xpcnn train --resume {out}.\n", err
     )
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     accuracies = [record["test_accuracy"] for record in records if record.get("epoch")]
     assert len(accuracies) >= 2
-    assert {path.name for path in out.iterdir()} == {"config.toml", "metrics.jsonl", "model.safetensors", "curves.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.toml", "metrics.jsonl", "model.safetensors", "curves.png", "epochs.csv", "checkpoint.safetensors",
+    }  # fmt: skip
     with start("evaluate", out, "--device", "cpu", "--json") as process:
         found = json.loads(process.communicate(timeout=PATIENCE)[0])
     assert found["accuracy"] == max(accuracies)
@@ -60,7 +62,7 @@ def test_an_interrupt_before_the_first_epoch_ends(start, data, tmp_path, moment)
         read_until(process, moment)
         status, err = interrupted(process)
     assert status == 130
-    assert err == f"xpcnn: interrupted; the model as it was is in {out}/model.safetensors.\n"
+    assert re.fullmatch(rf"xpcnn: interrupted after step \d+; go on with: .*xpcnn train --resume {out}.\n", err)
     assert xc.Model.load(out / "model.safetensors", "cpu").output_shape == (10,)
     assert (out / "curves.png").exists()
 

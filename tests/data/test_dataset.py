@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from samples import idx, write_dataset
 
 import xpcnn
 from xpcnn import DataError, XpcnnError
-from xpcnn.data import Dataset, load_dataset
+from xpcnn.data import Dataset, Source, load_dataset, named
 from xpcnn.data.dataset import FASHION, SHIPPED
 
 IMAGES = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
@@ -67,8 +68,13 @@ def test_ones_own_files_plain_and_compressed(directory):
     assert train.classes == test.classes == FASHION
 
 
-def test_what_is_asked_for_must_be_there(directory, tmp_path):
-    assert "dataset must be one of mnist, fashion-mnist, not 'cifar'" in refusal("cifar")
+def test_what_is_asked_for_must_be_there(directory, tmp_path, monkeypatch):
+    assert "dataset must be one of mnist, fashion-mnist, cifar10, cifar100, folder:PATH, npz:PATH, not" in refusal(
+        "cifar"
+    )
+    monkeypatch.setenv("XPCNN_DATA", str(tmp_path / "cache"))
+    without_mirrors = [replace(file, mirrors=()) for file in named.FILES["fashion-mnist"]]
+    monkeypatch.setattr(named, "FILES", {"fashion-mnist": without_mirrors})
     without = refusal("fashion-mnist")
     assert "--data-dir" in without
     assert "t10k-labels-idx1-ubyte.gz" in without
@@ -129,3 +135,51 @@ def test_the_first_examples():
     assert first.labels.tolist() == [3, 0]
     assert len(data.first(100)) == 4
     assert xpcnn.load_dataset is load_dataset
+
+
+def test_a_data_set_is_a_source():
+    data = Dataset(np.arange(24, dtype=np.uint8).reshape(4, 1, 2, 3), LABELS)
+    assert isinstance(data, Source)
+    assert data.image_shape == (1, 2, 3)
+    assert data.skipped == ()
+    assert data.read(np.array([2, 0])).tolist() == [[[[12, 13, 14], [15, 16, 17]]], [[[0, 1, 2], [3, 4, 5]]]]
+    assert data.read(np.array([], dtype=int)).shape == (0, 1, 2, 3)
+
+
+def test_the_fingerprint_is_that_of_the_data():
+    """What it is made of stands in one place here and in another there."""
+    images = np.random.default_rng(0).integers(0, 256, (2500, 1, 3, 2), dtype=np.uint8)
+    labels = (np.arange(2500) % 3).astype(np.uint8)
+    data = Dataset(images, labels, ("a", "b", "c"))
+    state = hashlib.blake2b(digest_size=20)
+    for part in ("(2500, 1, 3, 2)", "dtype('uint8')", "('a', 'b', 'c')"):
+        state.update(part.encode())
+    state.update(b"".join(int(label).to_bytes(8, "little") for label in labels))
+    state.update(images.tobytes())
+    assert data.fingerprint() == state.hexdigest()
+    same = Dataset(np.asfortranarray(images), labels.astype(np.int64), ("a", "b", "c"))
+    assert same.fingerprint() == data.fingerprint()
+    changed = images.copy()
+    changed[2499, 0, 2, 1] ^= 1
+    others = (
+        Dataset(changed, labels, data.classes),
+        Dataset(images, np.roll(labels, 1), data.classes),
+        Dataset(images, labels, ("a", "b", "d")),
+        Dataset(images.reshape(2500, 1, 2, 3), labels, data.classes),
+        Dataset(images.view(np.int8), labels, data.classes),
+        data.first(2499),
+    )
+    assert len({data.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+
+
+def test_named_sets_have_the_images_they_have(directory):
+    assert load_dataset("mnist", directory, image_size=(5, 6), channels=1)[0].image_shape == (1, 5, 6)
+    for options in (
+        {"channels": 3},
+        {"image_size": 5},
+        {"image_size": 5.0},
+        {"image_size": "x"},
+        {"image_size": (6, 5)},
+    ):
+        with pytest.raises(XpcnnError, match=r"the images of mnist are \(1, 5, 6\); image_size and channels can"):
+            load_dataset("mnist", directory, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import warnings
 import zlib
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image, ImageOps
 
 import xpcnn as xc
 from xpcnn import DataError, XpcnnError, models, optim
-from xpcnn.data import load_dataset, read_picture
+from xpcnn.data import load_dataset, picture, read_picture
+from xpcnn.data.picture import read_fitted, read_header
 
 GREY, RGB = (1, 28, 28), (3, 28, 28)
 COUNT = 200  # digits to recognise
@@ -204,6 +206,55 @@ def test_a_dot_is_not_lost(save):
     found = read_picture(save(pixels), GREY, center=True)[0]
     assert found.max() > 200
     assert found[14, 14] == found.max()
+
+
+def test_large_jpegs_are_decoded_smaller_and_look_the_same(save):
+    """A smooth picture, scaled down by a half or more, is what its definition gives at the small size."""
+    y, x = np.mgrid[0:900, 0:1200] / 300
+    smooth = np.stack([np.sin(y + x), np.cos(2 * y - x), np.sin(3 * x)], axis=2)
+    pixels = (127.5 + 100 * smooth).round().astype(np.uint8)
+    y, x = ((np.mgrid[0:90, 0:120] + 0.5) * 10 - 0.5) / 300
+    expected = 127.5 + 100 * np.stack([np.sin(y + x), np.cos(2 * y - x), np.sin(3 * x)])
+    for quality in (95, 80):
+        path = save(pixels, "x.jpg", quality=quality)
+        for read in (read_fitted, read_picture):
+            found = read(path, (3, 90, 120)).astype(float)
+            assert np.abs(found - expected).max() < 8
+            assert np.abs(found - expected).mean() < 1.5
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(np.rot90(pixels).copy(), "x.jpg", quality=95, exif=exif)
+    assert np.abs(read_fitted(path, (3, 90, 120)) - expected).mean() < 1.5
+    assert read_header(path) == (900, 1200, False)
+
+
+def test_padding_has_the_median_colour_of_the_border(save):
+    pixels = np.full((10, 40, 3), [10, 20, 30], dtype=np.uint8)
+    pixels[4:6, 15:25] = [250, 150, 50]
+    for found in (read_picture(save(pixels), (3, 40, 40)), read_fitted(save(pixels), (3, 40, 40))):
+        assert (found[:, [0, 14, 25, 39]] == np.array([10, 20, 30])[:, None, None]).all()
+        assert found[:, 20, 20].tolist() == [250, 150, 50]
+
+
+@pytest.mark.parametrize(
+    ("mode", "grey"),
+    [("L", True), ("LA", True), ("1", True), ("I;16", True), ("P", False), ("RGB", False), ("RGBA", False)],
+)
+def test_headers(save, mode, grey):
+    picture = Image.fromarray(np.zeros((3, 7), np.uint16)) if mode == "I;16" else Image.new(mode, (7, 3))
+    assert read_header(save(picture)) == (3, 7, grey)
+
+
+def test_warnings_are_silenced_and_come_back(save, digit):
+    """Pillow warns of large sizes, whose pictures are refused by our own sentence; threads may overlap."""
+    filters = warnings.filters[:]
+    with picture._QUIET:
+        with picture._QUIET:
+            warnings.warn("silenced", stacklevel=1)
+        warnings.warn("silenced", stacklevel=1)
+    assert warnings.filters == filters
+    with pytest.raises(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
 
 
 # Recognition

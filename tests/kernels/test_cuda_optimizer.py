@@ -20,6 +20,12 @@ MAKERS = {
     "nesterov": lambda: optim.sgd(0.1, 0.9, nesterov=True),
     "adagrad": lambda: optim.adagrad(0.1),
     "adam": lambda: optim.adam(lambda step: 0.01 / (step + 1)),
+    "rmsprop": lambda: optim.rmsprop(lambda step: 0.01 / (step + 1), momentum=0.9),
+    "sgd decayed": lambda: optim.sgd(0.1, weight_decay=0.3),
+    "momentum decayed": lambda: optim.sgd(0.1, 0.9, weight_decay=0.3),
+    "nesterov decayed": lambda: optim.sgd(0.1, 0.9, nesterov=True, weight_decay=0.3),
+    "rmsprop decayed": lambda: optim.rmsprop(0.01, weight_decay=0.3),
+    "adamw": lambda: optim.adamw(lambda step: 0.01 / (step + 1), weight_decay=0.3),
 }
 SHAPES = {"w": (33, 7, 3), "b": (33,), "one": (), "none": (0, 4), "long": (5000,), "exact": (2, 1024), "last": (1,)}
 
@@ -57,7 +63,7 @@ def test_updates_are_numpys(name, dtype, rng, monkeypatch):
     emulator.install(monkeypatch)
     for step, grad in enumerate(grads):
         ours = optimizer.update(grad, ours[1], ours[0], step)
-    assert emulator.launches == ["update"] * 3
+    assert emulator.launches == ["update"] * 3 * len(optimizer.groups(params))
     limit = 3e-6 if dtype == "float32" else 1e-14
     assert list(ours[0]) == list(params)
     assert list(ours[1]) == list(expected[1])
@@ -81,8 +87,10 @@ def test_in_place_and_by_a_table_the_bits_are_the_same(name, rng, cuda):
     values, moments = listed(own_params, own_state)
 
     def work():
-        where = values, moments
-        engine.update_all(optimizer.rule, table, values, list(grads.values()), moments, step=counter, into=where)
+        for rule, paths in optimizer.groups(own_params):
+            where = [own_params[path] for path in paths], [[m[path] for path in paths] for m in own_state.values()]
+            slopes = [grads[path] for path in paths]
+            engine.update_all(rule, table, where[0], slopes, where[1], step=counter, into=where)
 
     replay = emulator.Recorder().record(work, lambda: None)
     equal(values, list(params.values()))
@@ -173,14 +181,68 @@ def test_an_update_that_cannot_be_traced_runs_on_the_arrays(cuda):
     assert optim.sgd(0.5).update({}, {}, {}, 0) == ({}, {})
 
 
-def test_nvcc_compiles_the_largest(tmp_path):
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(rng, cuda, dtype, monkeypatch):
+    monkeypatch.setattr(engine, "MOST_SQUARED", 4)
+    grads = draw(rng, dtype)
+    grads["channels last"] = draw(rng, dtype, {"x": (4, 5, 6, 3)})["x"].transpose(0, 3, 1, 2)
+    norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads.values()))
+    found = engine.clipped(list(grads.values()), 0.25 * norm)
+    assert cuda[:3] == ["squares", "squares", "factor"]
+    for a, g in zip(found, grads.values(), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a, 0.25 * g, rtol=1e-6 if dtype == "float32" else 1e-12)
+    equal(engine.clipped(list(grads.values()), 1.01 * norm), list(grads.values()))
+    equal(engine.clipped([np.zeros((3, 0))], 1.0), [np.zeros((3, 0))])
+
+
+def test_clipping_in_doubles_neither_overflows_nor_hides_what_is_no_number(cuda):
+    grads = [np.full(2000, 3e30, np.float32), np.full((1,), -4e30, np.float32)]
+    large = engine.clipped(grads, 1.0)
+    assert np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in large)) == pytest.approx(1.0, rel=1e-6)
+    for wrong in (np.nan, np.inf):
+        given = [np.ones(3000), np.array([2.0, wrong])]
+        equal(engine.clipped(given, 1.0), given)
+
+
+def test_clipping_takes_mixed_dtypes_and_refuses_integers(rng, cuda):
+    bfloat16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    found = engine.clipped([np.full(4, 3.0), np.full(4, 4.0, np.float32), np.zeros(2, bfloat16)], 1.0)
+    for a, value, kind in zip(found, (0.3, 0.4, 0.0), ("float64", "float32", bfloat16), strict=True):
+        assert a.dtype == kind
+        np.testing.assert_allclose(a.astype(np.float64), value, rtol=1e-6)
+    assert engine.clipped([np.ones(3, np.int64)], 1.0) is None
+
+
+def test_a_clipped_step_can_be_recorded(rng, cuda):
+    optimizer = optim.clip_by_norm(optim.sgd(0.5, weight_decay=0.1), 2.0)
+    params = draw(rng)
+    given, held = draw(rng), {}
+
+    def work():
+        held.update(optimizer.prepare(given))
+
+    replay = emulator.Recorder().record(work, lambda: None)
+    for g in given.values():
+        g[...] *= 3.0
+    replay()
+    new, _ = optimizer.update(given, {}, params, 0)
+    for path, p in params.items():
+        p_decay = 0.1 * p if optim.decays(path, p) else 0.0
+        np.testing.assert_allclose(new[path], p - 0.5 * (held[path] + p_decay), rtol=1e-5, atol=1e-6)
+    norm = np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in held.values()))
+    assert norm == pytest.approx(2.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("which", ["update", "squares"])
+def test_nvcc_compiles_the_largest(which, tmp_path):
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("there is no nvcc")
     program, _ = engine._program(optim.adam(0.1).rule, 7, (np.dtype("float32"),) * 7)
     most = engine._most_tensors(program)
     assert 50 <= most <= 64
-    (tmp_path / "update.cu").write_text(engine._kernel(program, most), encoding="utf-8")
+    text = engine._kernel(program, most) if which == "update" else engine._squares("float", engine.MOST_SQUARED)
+    (tmp_path / "update.cu").write_text(text, encoding="utf-8")
     command = [nvcc, "-arch=sm_90", "-std=c++17", "-cubin", "-Werror=all-warnings", "-Xptxas", "-v", "update.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr

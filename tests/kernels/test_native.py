@@ -344,6 +344,25 @@ def test_cross_entropy_for_labels_matches_the_agnostic_path(rng):
 
 
 @needs_compiler
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (50, 7), (3, 1000)])
+def test_cross_entropy_for_probabilities_matches_the_agnostic_path(rng, rows, classes, smoothing):
+    logits = (30 * rng.standard_normal((rows, classes))).astype(np.float32)
+    soft = (rng.random((classes, rows)) * (rng.random((classes, rows)) < 0.5)).astype(np.float32).T  # not in C order
+    labels = rng.integers(0, classes, rows).astype(np.uint16)
+    for targets, reduction in ((t, r) for t in (soft, labels) for r in ("mean", "sum", "none")):
+        options = {"label_smoothing": smoothing, "reduction": reduction}
+        wide = targets.astype(float) if targets is soft else targets
+        expected, kept = ops.softmax_cross_entropy(logits.astype(float), wide, **options)
+        loss, saved = ops.softmax_cross_entropy(logits, targets, **options)
+        assert (type(saved).__name__, type(kept).__name__) == ("SlopesSaved", "CrossEntropySaved")
+        assert loss.dtype == saved.slopes.dtype == np.float32
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        slopes, size = ops.softmax_cross_entropy_backward(kept), 1 + float(soft.sum(axis=1).max())
+        np.testing.assert_allclose(ops.softmax_cross_entropy_backward(saved), slopes, atol=1e-7 * size)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adagrad", "adam"])
 def test_updates_match_the_agnostic_rules(rng, name):
     make = {

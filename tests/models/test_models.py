@@ -31,6 +31,7 @@ CIFAR, PHOTO, DIGIT = (3, 32, 32), (3, 224, 224), (1, 28, 28)
         (models.densenet_bc(depth=100, growth=12), CIFAR, 769_162),  # the paper's 0.8 M
         (models.simple_convnet(), DIGIT, 433_890),
         (models.lenet5(), DIGIT, 156 + 2416 + 48_120 + 10_164 + 850),
+        (models.pooled_convnet(), DIGIT, (26 + 2) * 16 + (16 * 9 + 3) * 32 + (32 * 9 + 3) * 64 + (64 * 3 * 3 + 1) * 10),
     ],
 )  # fmt: skip
 def test_parameters_are_as_many_as_published(net, shape, count):
@@ -80,6 +81,45 @@ def test_two_conv_net_by_formula():
     assert models.two_conv_net().parameter_count(DIGIT) == 416 + 12_832 + (32 * 8 * 8 + 1) * 100 + 1010
 
 
+def test_pooled_convnet_by_formula():
+    c, h, w, (f1, f2), (k1, k2), classes = 3, 20, 26, (4, 7), (3, 5), 5
+    net = models.pooled_convnet((c, h, w), classes, filters=(f1, f2), kernel_sizes=(k1, k2))
+    features = f2 * (h // 4) * (w // 2 // 2)
+    count = f1 * (c * k1 * k1 + 3) + f2 * (f1 * k2 * k2 + 3) + (features + 1) * classes  # 3: bias, gamma, beta
+    assert net.parameter_count((c, h, w)) == count
+    products = f1 * c * k1 * k1 * h * w + f2 * f1 * k2 * k2 * (h // 2) * (w // 2) + features * classes
+    assert net.cost((c, h, w)).multiply_adds == products
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (3,), (0, 3)], ids=str)
+def test_pooled_convnet_refuses_kernels_that_do_not_fit_it(sizes):
+    with pytest.raises(xc.XpcnnError, match="kernel_sizes"):
+        models.pooled_convnet(filters=(4, 7), kernel_sizes=sizes)
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(32, 1), (8, 3)])
+def test_resnet8_by_formula(width, blocks):
+    net = models.resnet8(DIGIT, 7, width=width, blocks=blocks)
+    w, sides = width, (14, 7, 4)  # a stride of 2 rounds up
+    count = w * (25 + 3)  # 3: bias, gamma, beta
+    products = w * 25 * 28 * 28
+    for own, before, side in zip((w, 2 * w, 4 * w), (w, w, 2 * w), sides, strict=True):
+        shortcut = own * before if own != before else 0
+        inner = own * before * 9 + (2 * blocks - 1) * own * own * 9
+        count += inner + 2 * blocks * 2 * own + shortcut + (2 * own if shortcut else 0)  # 2: gamma, beta
+        products += (inner + shortcut) * side * side
+    assert net.parameter_count(DIGIT) == count + (4 * w + 1) * 7
+    assert net.cost(DIGIT).multiply_adds == products + 4 * w * 7
+    weights = [path for path in net.parameters(DIGIT) if path.endswith("weight") and "shortcut" not in path]
+    assert len(weights) == 6 * blocks + 2
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"blocks": 0}], ids=str)
+def test_resnet8_refuses_sizes_of_none(options):
+    with pytest.raises(xc.XpcnnError, match=next(iter(options))):
+        models.resnet8(**options)
+
+
 @pytest.mark.parametrize("name", models.__all__)
 @pytest.mark.parametrize("shape", [DIGIT, CIFAR], ids=str)
 def test_every_model_takes_digits_and_small_photos(name, shape):
@@ -105,6 +145,8 @@ SMALL = {
     "lenet5": models.lenet5(DIGIT),
     "two_conv_net": models.two_conv_net(DIGIT, hidden=8),
     "vgg11": models.vgg11(DIGIT, 10, hidden=16),
+    "pooled_convnet": models.pooled_convnet(DIGIT),
+    "resnet8": models.resnet8(DIGIT, width=8),
     "resnet20": models.resnet20(DIGIT, 10, blocks=1),
     "resnet18": models.resnet18((1, 8, 8), 10),
     "mobilenet_v2": models.mobilenet_v2((1, 16, 16), 10, width=0.25),

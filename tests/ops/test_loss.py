@@ -101,14 +101,45 @@ def test_pytorch_agrees(rng):
         np.testing.assert_allclose(found, leaf.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3000, 1), (3000, 10), (5, 121), (8, 1000)])
+def test_pytorch_agrees_in_every_size_of_batch(arrays, dtype, shape, rng):
+    torch = pytest.importorskip("torch")
+    logits, classes = (3 * rng.standard_normal(shape)).astype(dtype), shape[1]
+    soft = (rng.random(shape) * (rng.random(shape) < 0.6)).astype(dtype)  # some are 0, and few rows add up to 1
+    labels = rng.integers(0, classes, shape[0])
+    rough = 1e-5 if dtype == "float32" else 1e-10
+    for targets, smoothing, reduction in product((labels, soft), (0.0, 0.1, 1.0), ("mean", "sum", "none")):
+        leaf = torch.tensor(logits.astype(float), requires_grad=True)
+        given = torch.tensor(targets if targets is labels else targets.astype(float))
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        expected = torch.nn.functional.cross_entropy(leaf, given, **options)
+        expected.sum().backward()
+        there = arrays(logits, dtype), arrays(targets) if targets is labels else arrays(targets, dtype)
+        loss, saved = ops.softmax_cross_entropy(*there, **options)
+        arrays.check(loss, expected.detach().numpy(), there[0], rough * max(1.0, float(expected.abs().max())))
+        arrays.check(ops.softmax_cross_entropy_backward(saved), leaf.grad.numpy(), there[0], rough)
+
+
+@pytest.mark.parametrize("large", [1e4, 1e30])
+def test_probabilities_of_extreme_logits(arrays, dtype, large):
+    logits = np.array([[large, -large, 0.0], [-np.inf, 1.0, 1.0], [large, large, -np.inf]])
+    targets = np.array([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75], [0.5, 0.5, 0.0]])
+    loss, saved = ops.softmax_cross_entropy(arrays(logits, dtype), arrays(targets, dtype), reduction="none")
+    np.testing.assert_allclose(arrays.backend.to_numpy(loss), [large, np.log(2), np.log(2)], rtol=1e-6)
+    gradient = arrays.backend.to_numpy(ops.softmax_cross_entropy_backward(saved))
+    np.testing.assert_allclose(gradient, [[0.5, -0.5, 0], [0, 0.25, -0.25], [0, 0, 0]], atol=1e-6)
+    loss, saved = ops.softmax_cross_entropy(arrays(logits[1:], dtype), arrays(targets[1:], dtype), label_smoothing=0.3)
+    assert np.isinf(arrays.backend.to_numpy(loss))  # a share of a class that cannot be
+
+
 def test_labels_out_of_range_never_pass_unseen(arrays):
-    for labels in ([0, 3], [0, -1]):
-        logits, targets = arrays(np.zeros((2, 3))), arrays(np.array(labels))
+    for labels, smoothing in product(([0, 3], [0, -1]), (0.0, 0.1)):
+        logits, targets = arrays(np.zeros((2, 3)), "float32"), arrays(np.array(labels))
         if "numpy" in arrays.id and arrays.id != "numpy-as-cuda":
             with pytest.raises(XpcnnError, match=f"from 0 to 2 .* got {labels[1]}"):
-                ops.softmax_cross_entropy(logits, targets)
+                ops.softmax_cross_entropy(logits, targets, label_smoothing=smoothing)
         else:
-            loss, _ = ops.softmax_cross_entropy(logits, targets)
+            loss, _ = ops.softmax_cross_entropy(logits, targets, label_smoothing=smoothing)
             assert np.isnan(arrays.backend.to_numpy(loss))
 
 

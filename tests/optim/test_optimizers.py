@@ -11,10 +11,14 @@ from xpcnn import XpcnnError, optim
 from xpcnn.random import Key
 
 
-def by_hand(name, p, grads, lr):
-    """Follow one number through its updates."""
+def by_hand(name, p, grads, lr, decay):
+    """Follow one number through its updates; ``decay`` is 0 where weight decay spares it."""
     v = h = m = 0.0
     for step, g in enumerate(grads):
+        if name == "adamw":
+            p -= lr * decay * p
+        else:
+            g += decay * p
         if name == "sgd":
             p -= lr * g
         elif name == "momentum":
@@ -26,18 +30,32 @@ def by_hand(name, p, grads, lr):
         elif name == "adagrad":
             h += g * g
             p -= lr * g / (math.sqrt(h) + 1e-7)
+        elif name.startswith("rmsprop"):
+            h = 0.9 * h + 0.1 * g * g
+            v = (0.8 if name == "rmsprop momentum" else 0.0) * v + g / (math.sqrt(h) + 1e-6)
+            p -= lr * v
         else:
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
             p -= lr * (m / (1 - 0.9 ** (step + 1))) / (math.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
     return p
 
 
+DECAY = 0.3
 MAKERS = {
     "sgd": lambda lr: optim.sgd(lr),
     "momentum": lambda lr: optim.sgd(lr, 0.9),
     "nesterov": lambda lr: optim.sgd(lr, 0.9, nesterov=True),
     "adagrad": lambda lr: optim.adagrad(lr),
+    "rmsprop": lambda lr: optim.rmsprop(lr, alpha=0.9, eps=1e-6),
+    "rmsprop momentum": lambda lr: optim.rmsprop(lr, alpha=0.9, eps=1e-6, momentum=0.8),
     "adam": lambda lr: optim.adam(lr),
+    "adamw, no decay": lambda lr: optim.adamw(lr, weight_decay=0.0),
+    "sgd decayed": lambda lr: optim.sgd(lr, weight_decay=DECAY),
+    "momentum decayed": lambda lr: optim.sgd(lr, 0.9, weight_decay=DECAY),
+    "nesterov decayed": lambda lr: optim.sgd(lr, 0.9, nesterov=True, weight_decay=DECAY),
+    "rmsprop decayed": lambda lr: optim.rmsprop(lr, alpha=0.9, eps=1e-6, weight_decay=DECAY),
+    "rmsprop momentum decayed": lambda lr: optim.rmsprop(lr, alpha=0.9, eps=1e-6, momentum=0.8, weight_decay=DECAY),
+    "adamw decayed": lambda lr: optim.adamw(lr, weight_decay=DECAY),
 }
 
 
@@ -52,50 +70,110 @@ def test_updates_follow_the_formula(arrays, name, rng):
     for step, grad in enumerate(grads):
         params, state = optimizer.update({path: arrays(g) for path, g in grad.items()}, state, params, step)
     for path, p in start.items():
-        expected = [by_hand(name, p[i], [grad[path][i] for grad in grads], 0.1) for i in np.ndindex(*p.shape)]
+        decay = DECAY if name.endswith("decayed") and path == "a/weight" else 0.0
+        rule = name.removesuffix(" decayed")
+        expected = [by_hand(rule, p[i], [grad[path][i] for grad in grads], 0.1, decay) for i in np.ndindex(*p.shape)]
         arrays.check(params[path], np.reshape(expected, p.shape), first[path], 1e-12)
         np.testing.assert_array_equal(arrays.backend.to_numpy(first[path]), p)
     assert list(params) == list(start)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_pytorch_agrees(name, rng):
+def test_pytorch_agrees(name, rng, dtype):
     torch = pytest.importorskip("torch")
+    decay = DECAY if name.endswith("decayed") else 0.0
+    rmsprop = {"alpha": 0.9, "eps": 1e-6, "weight_decay": decay}
     makers = {
-        "sgd": lambda p: torch.optim.SGD(p, 0.05),
-        "momentum": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
-        "nesterov": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+        "sgd": lambda p: torch.optim.SGD(p, 0.05, weight_decay=decay),
+        "momentum": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=decay),
+        "nesterov": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=decay),
         "adagrad": lambda p: torch.optim.Adagrad(p, 0.05, eps=1e-7),
         "adam": lambda p: torch.optim.Adam(p, 0.05),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, 0.05, **rmsprop),
+        "rmsprop momentum": lambda p: torch.optim.RMSprop(p, 0.05, momentum=0.8, **rmsprop),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.05, weight_decay=decay),
+        "adamw, no decay": lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.0),
     }
-    start = rng.standard_normal((300, 200))  # large enough for NumPy's version in pieces
+    start = rng.standard_normal((300, 200)).astype(dtype)  # large enough for NumPy's version in pieces
     leaf = torch.tensor(start, requires_grad=True)
-    theirs, ours = makers[name]([leaf]), MAKERS[name](0.05)
+    theirs, ours = makers[name.removesuffix(" decayed")]([leaf]), MAKERS[name](0.05)
     params = {"p": start}
     state = ours.init(params)
-    for step in range(4):
-        g = rng.standard_normal(start.shape)
+    for step in range(10):
+        g = rng.standard_normal(start.shape).astype(dtype)
         leaf.grad = torch.tensor(g)
         theirs.step()
         params, state = ours.update({"p": g}, state, params, step)
-    np.testing.assert_allclose(params["p"], leaf.detach().numpy(), rtol=1e-9, atol=1e-12)
+    assert params["p"].dtype == dtype
+    limit = {"rtol": 1e-9, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(params["p"], leaf.detach().numpy(), **limit)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_update_is_its_rule_on_the_steps_numbers(arrays, name, rng):
     optimizer = MAKERS[name](lambda step: 0.1 / (step + 1))
-    p, g = arrays(rng.standard_normal((4, 3))), arrays(rng.standard_normal((4, 3)))
-    state = optimizer.init({"p": p})
-    new, new_state = optimizer.update({"p": g}, state, {"p": p}, 3)
-    expected = optimizer.rule(optimizer.numbers(3), p, g, *(moment["p"] for moment in state.values()))
-    for found, wanted in zip([new["p"], *(m["p"] for m in new_state.values())], expected, strict=True):
-        arrays.check(found, arrays.backend.to_numpy(wanted), p, 1e-15)
+    paths = ("p", "p/bias") if optimizer.bare_rule else ("p",)
+    params, grads = ({path: arrays(rng.standard_normal((4, 3))) for path in paths} for _ in range(2))
+    state = optimizer.init(params)
+    new, new_state = optimizer.update(grads, state, params, 3)
+    for path, rule in zip(paths, (optimizer.rule, optimizer.bare_rule), strict=False):
+        p = params[path]
+        expected = rule(optimizer.numbers(3), p, grads[path], *(moment[path] for moment in state.values()))
+        for found, wanted in zip([new[path], *(m[path] for m in new_state.values())], expected, strict=True):
+            arrays.check(found, arrays.backend.to_numpy(wanted), p, 1e-15)
+
+
+def test_biases_norms_and_vectors_do_not_decay():
+    shapes = {
+        "conv1/weight": (3, 2, 2, 2), "conv1/bias": (3,), "norm1/gamma": (3,), "norm1/beta": (3,),
+        "layernorm/gamma": (3, 4, 4), "block/layernorm/beta": (3, 4), "own/bias": (3, 3), "own/scales": (5,),
+        "affine1/weight": (3, 2), "temperature": (), "kernel": (2, 2), "beta/weight": (2, 2),
+    }  # fmt: skip
+    decayed = {"conv1/weight", "affine1/weight", "kernel", "beta/weight"}
+    params = {path: np.full(shape, 2.0) for path, shape in shapes.items()}
+    zeros = {path: np.zeros(shape) for path, shape in shapes.items()}
+    assert {path for path, p in params.items() if optim.decays(path, p)} == decayed
+    for optimizer in (
+        optim.sgd(0.5, weight_decay=0.1), optim.sgd(0.5, 0.9, weight_decay=0.1), optim.adamw(0.5, weight_decay=0.1),
+        optim.sgd(0.5, 0.9, nesterov=True, weight_decay=0.1), optim.rmsprop(0.5, weight_decay=0.1),
+        optim.muon(0.5, weight_decay=0.1),
+    ):  # fmt: skip
+        new, state = optimizer.update(zeros, optimizer.init(params), params, 0)
+        assert list(new) == list(params)
+        assert all(list(arrays) == [path for path in params if path in arrays] for arrays in state.values())
+        for path, p in new.items():
+            assert (p < 2.0).all() if path in decayed else (p == 2.0).all(), (optimizer.name, path)
+
+
+def test_a_rule_and_its_bare_one_share_the_parameters_out():
+    params = {"a/bias": np.ones(2), "a/weight": np.ones((2, 2)), "b/weight": np.ones((3, 2)), "c": np.ones(1)}
+    plain, decayed = optim.sgd(0.1), optim.sgd(0.1, weight_decay=0.1)
+    assert plain.groups(params) == [(plain.rule, list(params))]
+    assert decayed.groups(params) == [
+        (decayed.rule, ["a/weight", "b/weight"]), (decayed.bare_rule, ["a/bias", "c"]),
+    ]  # fmt: skip
+    assert decayed.groups({"a/bias": params["a/bias"]}) == [(decayed.bare_rule, ["a/bias"])]
+    assert decayed.update({}, {}, {}, 0) == ({}, {})
+    assert optim.muon().groups(params) == []
 
 
 def test_an_optimizer_of_ones_own_needs_no_rule():
     own = optim.Optimizer("own", lambda params: {}, lambda grads, state, params, step: (grads, state))
     assert own.numbers is None
     assert own.rule is None
+
+
+def test_a_moving_average_of_weights(arrays, rng, dtype):
+    weights = [{"w": rng.standard_normal((300, 70))} for _ in range(30)]
+    averaging, expected = optim.moving_average(0.7), weights[0]["w"]
+    average = {"w": arrays(expected, dtype)}
+    first = average["w"]
+    for step, now in enumerate(weights):
+        average, state = averaging.update({"w": arrays(now["w"], dtype)}, averaging.init(average), average, step)
+        decay = (0.1, 2 / 11, 3 / 12, 4 / 13)[step] if step < 4 else min(0.7, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * now["w"]
+    assert state == {}
+    arrays.check(average["w"], expected, first, 1e-6 if dtype == "float32" else 1e-12)
 
 
 def test_a_schedule_gives_each_steps_rate():
@@ -121,6 +199,11 @@ def test_the_dtype_stays(dtype_name):
     [
         lambda: optim.sgd(0.0), lambda: optim.sgd(float("nan")), lambda: optim.adam("fast"),
         lambda: optim.adagrad(-1.0), lambda: optim.sgd(0.1, 1.0), lambda: optim.sgd(0.1, nesterov=True),
+        lambda: optim.sgd(0.1, weight_decay=-0.1), lambda: optim.adamw(weight_decay="little"), lambda: optim.adamw(0.0),
+        lambda: optim.rmsprop(alpha=1.0), lambda: optim.rmsprop(eps=-1.0), lambda: optim.rmsprop(momentum=1.0),
+        lambda: optim.rmsprop(weight_decay=float("nan")), lambda: optim.muon(momentum=1.0), lambda: optim.muon(-1.0),
+        lambda: optim.muon(ns_steps=0), lambda: optim.muon(ns_steps=7), lambda: optim.muon(weight_decay=True),
+        lambda: optim.clip_by_norm(optim.sgd(), 0.0), lambda: optim.clip_by_norm(optim.sgd(), float("inf")),
         lambda: optim.adam(0.1, beta2=1.0), lambda: optim.adagrad(0.1, eps=-1.0), lambda: optim.sgd(float("inf")),
     ],
 )  # fmt: skip

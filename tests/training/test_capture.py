@@ -17,6 +17,7 @@ import xpcnn as xc
 from xpcnn import layers as la
 from xpcnn import models, ops, optim
 from xpcnn.backend import upload_like
+from xpcnn.data import Augment, Loader
 from xpcnn.training.capture import Recorded
 
 
@@ -36,8 +37,9 @@ def fit(arrays, capture, net=None, optimizer=None, loss="softmax_cross_entropy",
     net, shape = net or small()
     named = {name: options.pop(name) for name in ("normalise", "precision", "conv_engine") if name in options}
     model = xc.Model(net, arrays.backend, input_shape=shape, **named)
+    course = {name: options.pop(name) for name in ("augment", "drop_last") if name in options}
     trainer = xc.Trainer(model, optimizer or optim.adagrad(0.05), loss, capture=capture, **options)
-    history = trainer.fit(data(), data(24), epochs=epochs, batch_size=batch_size)
+    history = trainer.fit(data(), data(24), epochs=epochs, batch_size=batch_size, **course)
     return trainer, history
 
 
@@ -74,6 +76,26 @@ def test_recorded_training_is_the_same_to_the_bit(graphs, optimizer):
     captured = fit(graphs, "auto", optimizer=optimizer)
     assert captured[0].capture_note == ""
     assert_same(captured, fit(graphs, "off", optimizer=optimizer))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": Augment(crop=2, flip=True)},
+        {"augment": Augment(rotate=20, scale=0.2, brightness=0.2, contrast=0.3, cutout=4), "drop_last": True},
+        {"augment": Augment(mixup=0.5), "ema": 0.9},
+        {"augment": Augment(translate=0.1, cutmix=1.0, mixup=0.2), "optimizer": optim.adamw(0.01)},
+        {"ema": 0.5, "optimizer": optim.clip_by_norm(optim.sgd(0.1, 0.9, weight_decay=1e-3), 0.5)},
+    ],
+    ids=["crop", "colours", "mixup and average", "cutmix", "clipped"],
+)
+def test_augmented_averaged_and_clipped_training_is_recorded(graphs, options):
+    captured = fit(graphs, "auto", **options)
+    assert captured[0].capture_note == ""
+    single = fit(graphs, "off", **options)
+    assert_same(captured, single)
+    for path, array in (captured[0].average or {}).items():
+        np.testing.assert_array_equal(array, single[0].average[path], err_msg=path)
 
 
 def test_running_statistics_are_kept(graphs):
@@ -265,9 +287,9 @@ def test_a_step_of_the_seed_network_takes_few_launches():
         emulator.install(patch)
         model = xc.Model(models.simple_convnet((1, 28, 28), 10), "cpu")
         x, t = np.zeros((4, 1, 28, 28), np.uint8), np.zeros(4, np.int64)
-        recorded = Recorded(xc.Trainer(model, optim.adagrad(0.01)), x, t, 4)
+        recorded = Recorded(xc.Trainer(model, optim.adagrad(0.01)), x, t, Loader(xc.Dataset(x, t), 4))
         emulator.launches.clear()
-        recorded.epoch(np.arange(4), lambda done: None)
+        assert list(recorded.epoch(np.arange(4))) == [4]
         made = [name for name in emulator.launches if name not in ("replace",)]  # the model's own copies, afterwards
         assert len(made) <= 13, made
 

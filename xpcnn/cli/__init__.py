@@ -17,7 +17,9 @@ from xpcnn.errors import XpcnnError
 from xpcnn.kernels import native
 
 INTERRUPTED = 130
-NAMES = ("train", "evaluate", "predict", "info", "explain", "features", "gradcheck", "verify", "bench")
+NAMES = (
+    "train", "evaluate", "predict", "report", "serve", "info", "explain", "features", "gradcheck", "verify", "bench",
+)  # fmt: skip
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],

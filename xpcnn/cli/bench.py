@@ -11,16 +11,16 @@ from typing import Any
 import click
 import numpy as np
 
-from xpcnn import models
+from xpcnn import models, optim
 from xpcnn.backend import resolve_backend
 from xpcnn.cli.common import MODELS, device_option, open_for_use, precision_option, threads_option
 from xpcnn.cli.explain import read_numbers
-from xpcnn.cli.train import OPTIMIZERS
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels.threads import thread_count
 from xpcnn.model import Model
 from xpcnn.report.profile import Meter, Profile, profiling
 from xpcnn.training import Trainer
+from xpcnn.training.build import USUAL
 
 WARM = 2  # calls before those that are timed
 OTHER = "other"
@@ -35,7 +35,7 @@ Table = list[dict[str, Any]]
 @click.option(
     "--input-shape", callback=read_numbers, metavar="CxHxW", help="One image's shape.  [default: the model's]"
 )
-@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adagrad", show_default=True)
+@click.option("--optimizer", type=click.Choice(list(USUAL)), default="adagrad", show_default=True)
 @device_option
 @precision_option
 @threads_option
@@ -52,8 +52,9 @@ def bench_command(
     """
     opened = _opened(model, input_shape, device, precision)
     images, labels = _data(opened, batch_size)
-    update, lr = OPTIMIZERS[optimizer]
-    trainer = Trainer(opened, update(lr / 10))  # which learns slowly: noise must not drive it out of bounds
+    usual = USUAL[optimizer]
+    slow = usual | {"lr": usual["lr"] / 10}  # noise must not drive it out of bounds
+    trainer = Trainer(opened, optim.OPTIMIZERS[optimizer](**slow))
     result = {
         "model": model, "input_shape": opened.input_shape, "parameters": opened.net.parameter_count(opened.input_shape),
         "device": opened.backend.label, "threads": thread_count(), "batch_size": batch_size, "steps": steps,

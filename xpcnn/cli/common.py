@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from xpcnn import models
 from xpcnn.backend import NAMES, resolve_backend
-from xpcnn.data import Dataset, load_dataset
+from xpcnn.data import Source, load_dataset
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
 from xpcnn.layers.precision import PRECISIONS
@@ -69,11 +69,32 @@ def open_for_use(run: str, device: str, precision: str = "float32") -> tuple[Mod
     return model, settings
 
 
-def load_for(model: Model, name: str, data_dir: str | None) -> tuple[Dataset, Dataset]:
-    """Return a data set's two parts, or raise if the model cannot take its images or tell its classes."""
-    train, test = load_dataset(name, data_dir)
-    if train.images.shape[1:] != model.input_shape:
-        raise XpcnnError(f"the model takes images {model.input_shape}, but {name} has {train.images.shape[1:]}.")
+def load_for(
+    model: Model, name: str, data_dir: str | None, settings: Mapping[str, Any] | None = None
+) -> tuple[Source, Source]:
+    """Return a data set's two parts, or raise if the model cannot take its images or tell its classes.
+
+    A run's settings say how its own data set is read; any other is brought to the model's size of images.
+    """
+    from xpcnn.training.settings import reading
+
+    height, width = model.input_shape[1:] if len(model.input_shape) == 3 else (None, None)
+    options = reading(settings) if settings and settings.get("dataset") == name else {}
+    if name.startswith("folder:"):
+        options |= {"image_size": (height, width), "channels": model.input_shape[0]}
+    train, test = load_dataset(name, data_dir, **options)
+    if train.image_shape != model.input_shape:
+        raise XpcnnError(f"the model takes images {model.input_shape}, but {name} has {train.image_shape}.")
     if model.output_shape != (len(train.classes),):
         raise XpcnnError(f"the model has {model.output_shape} outputs, but {name} has {len(train.classes)} classes.")
+    if model.classes and train.classes != model.classes:
+        raise XpcnnError(
+            f"the model's classes are not those of {name}: {_first_difference(model.classes, train.classes)}."
+        )
     return train, test
+
+
+def _first_difference(own: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """Return where two lists of as many names differ."""
+    number = next(i for i, (a, b) in enumerate(zip(own, others, strict=True)) if a != b)
+    return f"number {number} is {own[number]!r} and {others[number]!r}"

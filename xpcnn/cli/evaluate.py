@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,24 +16,30 @@ from xpcnn.cli.common import (
     precision_option,
     threads_option,
 )
-from xpcnn.data.dataset import CLASSES
 from xpcnn.errors import XpcnnError
+
+if TYPE_CHECKING:
+    from xpcnn.metrics import Classification
 
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path())
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
-@click.option("--dataset", type=click.Choice(list(CLASSES)), help="[default: the one the run was trained on]")
+@click.option("--dataset", metavar="NAME", help="As in train.  [default: the one the run was trained on]")
 @data_dir_option
 @device_option
 @precision_option
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, the confusion matrix too.")
 def evaluate_command(
     run: str, split: str, dataset: str | None, data_dir: str | None, device: str, precision: str, as_json: bool
 ) -> None:
-    """Measure RUN (a run's directory or a model file) on its data set."""
-    from xpcnn.training import evaluate
+    """Measure RUN (a run's directory or a model file) on its data set, class by class.
+
+    Precision is, of what was taken for a class, the share that is of it; recall, of a class, the share that was taken
+    for it; F1 their harmonic mean. Where nothing is to be divided by, they are 0.
+    """
+    from xpcnn.report.measure import measure
 
     model, settings = open_for_use(run, device, precision)
     name = dataset or model.dataset
@@ -40,12 +47,30 @@ def evaluate_command(
         raise XpcnnError(f"{run} does not say what it was trained on; name it with --dataset.")
     if name == settings.get("dataset"):
         data_dir = data_dir or settings.get("data_dir")
-    data = load_for(model, name, data_dir)[split == "test"]
-    accuracy, loss = evaluate(model, data)
-    if not math.isfinite(loss):
-        raise XpcnnError("the model's loss is not a number; its parameters are damaged.")
+    data = load_for(model, name, data_dir, settings)[split == "test"]
+    measured = measure(model, data)
+    found = measured.found
     if as_json:
-        result = {"dataset": name, "split": split, "images": len(data), "accuracy": accuracy, "loss": loss}
-        click.echo(json.dumps(result))
-    else:
-        click.echo(f"{name}, {split} set: {100 * accuracy:.2f} % of {len(data):,} images right, loss {loss:.5f}")
+        head = {"dataset": name, "split": split, "images": len(data), "accuracy": found.top1, "loss": measured.loss}
+        click.echo(json.dumps(head | found.as_dict()))
+        return
+    click.echo(f"{name}, {split} set: {100 * found.top1:.2f} % of {len(data):,} images right, loss {measured.loss:.5f}")
+    if found.top5 is not None:
+        click.echo(f"{100 * found.top5:.2f} % have their class among the five likeliest")
+    for line in _table(found):
+        click.echo(line)
+
+
+def _table(found: Classification) -> Iterator[str]:
+    """Yield the lines of a table of the classes and, below, the means of those that occur."""
+    width = max(map(len, (*found.classes, "class")))
+    yield f"\n{'class':<{width}}   images  precision   recall       F1"
+    rows = zip(found.classes, found.support, found.precision, found.recall, found.f1, strict=True)
+    for name, images, *shares in rows:
+        yield f"{name:<{width}} {images:>8,} {_percents(shares)}"
+    yield f"{'mean':<{width}} {'':>8} {_percents(list(found.macro.values()))}"
+
+
+def _percents(shares: list[float]) -> str:
+    """Return precision, recall and F1 in per cent."""
+    return " ".join(f"{100 * share:>{width}.2f} %" for share, width in zip(shares, (8, 6, 6), strict=True))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from xpcnn.cli.common import device_option, open_for_use
-from xpcnn.data import read_picture
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import XpcnnError
 from xpcnn.files import check_writable
+from xpcnn.report.prepared import prepared
 
 
 @click.command("features")
@@ -26,7 +26,7 @@ def features_command(run: str, picture: str, out: str, layers: tuple[str, ...], 
     model, _ = open_for_use(run, device)
     if len(model.input_shape) != 3:
         raise XpcnnError(f"features needs a model of images (C, H, W), not of {model.input_shape}.")
-    image = read_picture(picture, model.input_shape, polarity=polarity, center=model.dataset == "mnist")
+    image = prepared(picture, model, polarity=polarity)
     drawn = draw_feature_maps(out, model, image, layers)
     for said in drawn:
         click.echo(said)

@@ -5,206 +5,255 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, get_args, get_type_hints
 
 import click
 
-from xpcnn import models, optim
 from xpcnn.backend import resolve_backend
-from xpcnn.cli.common import MODELS, data_dir_option, device_option, precision_option, threads_option
-from xpcnn.data import load_dataset
-from xpcnn.data.dataset import CLASSES
+from xpcnn.cli.progress import View, view
+from xpcnn.cli.stopping import Request, heeding_signals
 from xpcnn.errors import XpcnnError
-from xpcnn.layers.precision import CONV_ENGINES
-from xpcnn.model import DTYPES, Model
+from xpcnn.kernels import threads
 from xpcnn.report import draw_curves
-from xpcnn.training import Epoch, Trainer
-from xpcnn.training.run import CURVES, METRICS, MODEL, Run
-from xpcnn.training.trainer import CAPTURE
+from xpcnn.training import Epoch
+from xpcnn.training.build import Job, build, read_tables, recipe_tables, recipes, usual
+from xpcnn.training.run import CURVES, METRICS, MODEL, Run, check_board, resumable_settings
+from xpcnn.training.settings import OPEN_NAMES, Settings, assignments, duration, from_tables
 
-OPTIMIZERS: dict[str, tuple[Callable[[float], optim.Optimizer], float]] = {  # and each one's usual lr
-    "adagrad": (optim.adagrad, 0.06),
-    "adam": (optim.adam, 0.001),
-    "sgd": (lambda lr: optim.sgd(lr, momentum=0.9), 0.05),
-}
-EVERY = 10  # updates between two movements of the progress bar
+CHANGEABLE = ("device", "threads", "capture", "time_limit", "checkpoint_every", "data_dir", "dataset")  # on --resume
+TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each setting."""
+    kinds = get_type_hints(Settings)
+    for one in reversed([one for one in fields(Settings) if one.name != "augment"]):
+        command = _option(one, kinds[one.name])(command)
+    return command
+
+
+def _option(one: Field[Any], kind: Any) -> Callable[..., Any]:
+    """Return the option of a setting; what is not given is None."""
+    name, kinds = f"--{one.name.replace('_', '-')}", get_args(kind) or (kind,)
+    text = one.metadata["help"]
+    if one.default is not None and not isinstance(one.default, bool):
+        text += f"  [default: {one.default}]"
+    if bool in kinds:
+        return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
+    choices = one.metadata.get("choices")
+    if choices and str in kinds:
+        return click.option(name, type=click.Choice(choices), help=text)
+    if int in kinds:
+        most = threads.MOST if one.name == "threads" else None
+        return click.option(name, type=click.IntRange(one.metadata.get("least"), most), help=text)
+    return click.option(name, type=float if float in kinds else str, help=text)
 
 
 @click.command("train")
-@click.option("--model", type=click.Choice(MODELS), default="simple-convnet", show_default=True)
-@click.option("--dataset", type=click.Choice(list(CLASSES)), default="mnist", show_default=True)
-@data_dir_option
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the data.")
-@click.option("--batch-size", type=click.IntRange(1), default=100, show_default=True, help="Images per update.")
+@click.option("--recipe", metavar="NAME", help=f"Begin with a recipe's settings: {', '.join(recipes())}.")
+@click.option("--config", type=click.Path(), help="Begin with a file's settings, such as those of a run's config.toml.")
 @click.option(
-    "--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adagrad", show_default=True,
-    help="sgd has momentum 0.9.",
+    "--set", "assigned", metavar="KEY=VALUE", multiple=True,
+    help="Set anything, also augmentation: --set augment.rotate=10; none takes a setting back.",
 )  # fmt: skip
-@click.option("--lr", type=float, help="Learning rate.  [default: adagrad 0.06, adam 0.001, sgd 0.05]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights and order.")
-@device_option
-@threads_option
-@click.option(
-    "--max-memory", metavar="SIZE",
-    help="Most memory for a step, such as 300MB or 2GiB, beside program and data: larger batches are computed in "
-    "tiles, with the same result.",
-)  # fmt: skip
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@precision_option
-@click.option(
-    "--conv-engine", type=click.Choice(CONV_ENGINES), default="auto", show_default=True,
-    help="What convolves on CUDA; auto takes cuDNN for tf32 and bf16, where it is installed.",
-)  # fmt: skip
-@click.option(
-    "--capture", type=click.Choice(CAPTURE), default="auto", show_default=True,
-    help="Whether CUDA records a step as a graph and replays it, with the same result.",
-)  # fmt: skip
+@click.option("--resume", metavar="RUN", type=click.Path(), help="Go on with an interrupted run, to the same result.")
 @click.option("--out", type=click.Path(), help="The run's directory.  [default: runs/<time>-<model>-<dataset>]")
 @click.option("--quiet", is_flag=True, help="Print the run's directory and nothing else.")
-def train_command(**options: Any) -> int:
-    """Train a network; without options, the book's experiment on MNIST."""
-    quiet, out = options.pop("quiet"), options.pop("out")
-    optimizer, usual_lr = OPTIMIZERS[options["optimizer"]]
-    options["lr"] = usual_lr if options["lr"] is None else options["lr"]
-    update = optimizer(options["lr"])
-    backend = resolve_backend(options["device"])
-    train, test = load_dataset(options["dataset"], options["data_dir"])
-    if options["data_dir"]:
-        options["data_dir"] = os.path.abspath(options["data_dir"])  # for `evaluate` from another directory
-    net = getattr(models, options["model"].replace("-", "_"))(train.images.shape[1:], len(train.classes))
-    model = Model(
-        net, backend, options["seed"], dtype=options["dtype"], classes=train.classes, dataset=options["dataset"],
-        precision=options["precision"], conv_engine=options["conv_engine"],
-    )  # fmt: skip
-    trainer = Trainer(model, update, max_memory=options["max_memory"], capture=options["capture"])
-    plan = trainer.plan(min(options["batch_size"], len(train))) if trainer.max_memory else None
-    run = Run.create(out, options, model)
-    view = (_Silent if quiet else _Bar if sys.stdout and sys.stdout.isatty() else _Lines)(options["epochs"], len(train))
-    heading = (
-        f"{options['model']} on {options['dataset']}: {len(train):,} training and {len(test):,} test images, "
-        f"{net.parameter_count(model.input_shape):,} parameters",
-        f"{update.name}, lr {options['lr']:g}, batch size {options['batch_size']}, seed {options['seed']}, "
-        f"{options['dtype'] if options['precision'] == 'float32' else options['precision']}",
-        f"{backend.label}: {backend.reason}",
-        *([str(plan)] if plan else []),
-    )
+@setting_options
+def train_command(
+    recipe: str | None,
+    config: str | None,
+    assigned: tuple[str, ...],
+    resume: str | None,
+    out: str | None,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Train a network; without options, the book's experiment on MNIST.
 
-    def on_epoch(epoch: Epoch, losses: list[float]) -> None:
+    Options win over --set, that over --config, and that over --recipe. Every run writes all of its settings to
+    config.toml.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume is not None:
+        settings = _resumed(resume, given, {"--recipe": recipe, "--config": config, "--set": assigned, "--out": out})
+    else:
+        tables = [recipe_tables(recipe)] if recipe else []
+        tables += [read_tables(config)] if config else []
+        settings = from_tables(*tables, assignments(assigned), {"train": given})
+    with nullcontext() if settings.threads is None else threads.limited_to(settings.threads):
+        threads.thread_count()  # raises what is wrong with the environment's before anything is done
+        return _train(settings, resume, out, quiet)
+
+
+def _resumed(run: str, given: dict[str, Any], others: dict[str, Any]) -> Settings:
+    """Return the settings to go on with; only those may change that do not change the result."""
+    wrong = [name for name, value in others.items() if value]
+    wrong += [f"--{name.replace('_', '-')}" for name in given if name not in CHANGEABLE]
+    if wrong:
+        allowed = ", ".join(f"--{name.replace('_', '-')}" for name in CHANGEABLE)
+        raise XpcnnError(f"a run goes on with its own settings, so --resume takes no {wrong[0]}; it takes {allowed}.")
+    return replace(resumable_settings(run), **given)
+
+
+def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool) -> int:
+    """Train from the beginning or from a checkpoint."""
+    backend = resolve_backend(settings.device)
+    if settings.tensorboard:
+        check_board()
+    settings = _with_whole_paths(settings)
+    job = build(settings, backend, None if quiet else _download_line())
+    trainer = job.trainer
+    plan = trainer.plan(min(settings.batch_size, len(job.train))) if trainer.max_memory else None
+    data = {"training": job.train.fingerprint(), "test": job.test.fingerprint()}
+    run = Run.create(out, settings, trainer, data) if resume is None else Run.resume(resume, settings, trainer, data)
+    show = view(quiet, settings.epochs, len(job.train))
+    if run.is_finished:
+        all_done = trainer.progress.epoch > settings.epochs
+        reason = f"all its {settings.epochs} epochs are done" if all_done else "its patience came to an end"
+        click.echo(f"{run.path} is finished: {reason}.")
+        return 0
+    begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
+    if resume is not None:
+        where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
+        click.echo(f"going on with {run.path} {where}.", err=quiet)
+    with heeding_signals(trainer) as request:
+        return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+
+
+def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], quiet: bool) -> int:
+    """Fit, and say at the end how it went."""
+    settings, trainer = job.settings, job.trainer
+    limit = None if settings.time_limit is None else time.monotonic() + duration("time_limit", settings.time_limit)
+    noted = [False]
+
+    def is_over() -> bool:
+        return request.signal is not None or (limit is not None and time.monotonic() >= limit)
+
+    def on_step(epoch: int, images: int) -> bool:
+        show.move(epoch, images)
+        run.step()
+        return is_over()
+
+    def on_epoch(epoch: Epoch, losses: list[float]) -> bool:
+        epoch = replace(epoch, lr=job.schedule(trainer.steps - 1) if trainer.steps else None)
         run.record(epoch, losses)
-        if trainer.capture_note and not epoch.epoch:
-            view.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
-        view.say(_line(epoch, options["epochs"]))
+        if trainer.capture_note and not noted[0]:
+            noted[0] = True
+            show.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
+        show.say(_line(epoch, settings.epochs))
+        if run.is_out_of_patience:
+            show.say(f"no better for {run.waited} evaluations, so it ends here")
+        return run.is_out_of_patience or is_over()
 
     try:
-        with view:
+        with show:
             for text in heading:
-                view.say(text)
-            trainer.fit(
-                train, test, epochs=options["epochs"], batch_size=options["batch_size"],
-                on_step=view.move, on_epoch=on_epoch,
+                show.say(text)
+            history = trainer.fit(
+                job.train, job.test, epochs=settings.epochs, batch_size=settings.batch_size, augment=settings.augment,
+                drop_last=settings.drop_last, evaluate_train=settings.evaluate_train,
+                evaluate_every=settings.evaluate_every, on_step=on_step, on_epoch=on_epoch,
             )  # fmt: skip
     except XpcnnError as error:
-        _draw(run, options)
+        _draw(run)
         raise XpcnnError(f"{error} What was recorded until then is in {run.path}.") from None
     except KeyboardInterrupt:
+        request.signal = request.signal or signal.SIGINT
+        return _interrupted(run, request, saved=trainer.is_busy)
+    if history.stopped and request.signal is not None and not run.is_finished:
+        return _interrupted(run, request, saved=False)
+    if history.stopped and is_over() and not run.is_finished:
+        run.save()
         run.keep_something()
-        _draw(run, options)
-        kept = f"the best model so far (epoch {run.best.epoch})" if run.best else "the model as it was"
-        click.echo(f"xpcnn: interrupted; {kept} is in {run.path / MODEL}.", err=True)
-        return 130
-    _draw(run, options)
+        _draw(run)
+        click.echo(f"the time limit is reached after step {trainer.steps}; {_how_to_resume(run)}.", err=quiet)
+        return 0
+    run.keep_something()
+    _draw(run)
     _conclude(run, quiet)
     return 0
 
 
-class _View(Protocol):
-    """How progress is shown."""
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: object) -> None: ...
-    def say(self, text: str) -> None: ...
-    def move(self, epoch: int, images: int) -> None: ...
-
-
-class _Lines:
-    """Plain lines, for files and pipes."""
-
-    def __init__(self, epochs: int, images: int) -> None:
-        pass
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        try:
-            click.echo(text)  # which flushes
-        except BrokenPipeError:  # the reader went away (`| head`), but the training shall go on
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-    def move(self, epoch: int, images: int) -> None:
-        pass
+def _interrupted(run: Run, request: Request, saved: bool) -> int:
+    """Save what can be saved, say how to go on, and return the exit status."""
+    if not saved:
+        run.save()
+    run.keep_something()
+    _draw(run)
+    word = "interrupted" if request.signal == signal.SIGINT else "terminated"
+    click.echo(f"xpcnn: {word} after step {run.trainer.steps}; {_how_to_resume(run)}.", err=True)
+    return INTERRUPTED if request.signal == signal.SIGINT else TERMINATED
 
 
-class _Silent(_Lines):
-    """Nothing."""
-
-    def say(self, text: str) -> None:
-        pass
+def _how_to_resume(run: Run) -> str:
+    return f"go on with: {_command()} train --resume {shlex.quote(str(run.path))}"
 
 
-class _Bar:
-    """A live progress bar, for terminals."""
+def _heading(job: Job, backend: Any, plan: Any) -> list[str]:
+    """Return what is said before training."""
+    settings, model = job.settings, job.trainer.model
+    skipped = [f"left out {path}: {reason}" for path, reason in job.train.skipped + job.test.skipped]
+    count = model.net.parameter_count(model.input_shape)
+    return [
+        *skipped,
+        *([f"{len(skipped)} images that cannot be read were left out"] if skipped else []),
+        f"{settings.model} on {settings.dataset}: {len(job.train):,} training and {len(job.test):,} test images, "
+        f"{count:,} parameters",
+        f"{job.trainer.optimizer.name}, lr {usual(settings)['lr']:g}, "
+        f"batch size {settings.batch_size}, seed {settings.seed}, "
+        f"{settings.dtype if settings.precision == 'float32' else settings.precision}",
+        f"{backend.label}: {backend.reason}",
+        *([str(plan)] if plan else []),
+    ]
 
-    def __init__(self, epochs: int, images: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, transient=True, refresh_per_second=5)
-        self._images, self._epochs, self._count = images, epochs, 0
-        self._task = self._progress.add_task("measuring the untrained network", total=epochs * images)
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Return settings whose paths hold from another directory, too."""
+    data_dir = settings.data_dir and os.path.abspath(settings.data_dir)
+    kind = next((name for name in OPEN_NAMES if settings.dataset.startswith(name)), "")
+    path = settings.dataset.removeprefix(kind)
+    dataset = kind + os.path.abspath(os.path.expanduser(path)) if kind and path else settings.dataset
+    return replace(settings, data_dir=data_dir, dataset=dataset)
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+def _download_line() -> Callable[..., None]:
+    """Return what shows how much of a file is here."""
+    shown = [0.0]
 
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def show(done: int, total: int | None, name: str) -> None:
+        now = time.monotonic()
+        if now - shown[0] >= 0.5 or done == total:
+            shown[0] = now
+            part = f" of {total / 1e6:.1f}" if total else ""
+            click.echo(f"\r{name}: {done / 1e6:.1f}{part} MB", err=True, nl=done == total)
 
-    def move(self, epoch: int, images: int) -> None:
-        self._count += 1
-        if images == self._images or self._count % EVERY == 0:
-            text = "measuring accuracy" if images == self._images else f"epoch {epoch}/{self._epochs}"
-            self._progress.update(self._task, completed=(epoch - 1) * self._images + images, description=text)
+    return show
 
 
 def _line(epoch: Epoch, epochs: int) -> str:
     """Return an epoch's line."""
-    accuracies = f"train {100 * epoch.train_accuracy:6.2f} %   test {100 * (epoch.test_accuracy or 0):6.2f} %"
-    if epoch.loss is None or epoch.images_per_second is None:
+    parts = (("train", epoch.train_accuracy), ("test", epoch.test_accuracy))
+    accuracies = "   ".join(f"{name} {100 * value:6.2f} %" for name, value in parts if value is not None)
+    if epoch.loss is None:
         return f"{'before training':<27}{accuracies}   {epoch.seconds:5.1f} s"
     start = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}   loss {epoch.loss:.5f}"
-    return f"{start:<27}{accuracies}   {epoch.seconds:5.1f} s   {epoch.images_per_second:,.0f} images/s"
+    speed = "" if epoch.images_per_second is None else f"   {epoch.images_per_second:,.0f} images/s"
+    return f"{start:<27}{accuracies}   {epoch.seconds:5.1f} s{speed}"
 
 
-def _draw(run: Run, options: dict[str, Any]) -> None:
+def _draw(run: Run) -> None:
     """Draw the run's curves."""
-    title = f"{options['model']} on {options['dataset']}: {options['optimizer']}, lr {options['lr']:g}"
+    settings = run.settings
+    title = f"{settings.model} on {settings.dataset}: {settings.optimizer}, lr {usual(settings)['lr']:g}"
     draw_curves(run.path / CURVES, run.losses, [epoch.as_dict() for epoch in run.epochs], title)
 
 
@@ -213,16 +262,22 @@ def _conclude(run: Run, quiet: bool) -> None:
     if quiet or run.best is None:
         click.echo(run.path)
         return
-    best = run.best
+    best, last = run.best, run.epochs[-1]
+    kept = last if run.settings.keep == "last" else best
     click.echo(f"\nBest test accuracy: {100 * (best.test_accuracy or 0):.2f} % after epoch {best.epoch}.")
+    if kept is not best and last.test_accuracy is not None:
+        click.echo(f"Kept: the last, after epoch {last.epoch}, with {100 * last.test_accuracy:.2f} %.")
     click.echo(f"In {run.path}:")
-    click.echo(f"  {MODEL}  the model after epoch {best.epoch}")
+    click.echo(f"  {MODEL}  the model after epoch {kept.epoch}")
     click.echo(f"  {CURVES}         loss and accuracy, drawn")
-    click.echo(f"  {METRICS}      every loss and accuracy; config.toml has the settings")
+    click.echo(f"  {METRICS}      every loss and accuracy; epochs.csv has the epochs, config.toml the settings")
     click.echo("Next:")
     command = _command()
-    click.echo(f"  {command} evaluate {shlex.quote(str(run.path))}")
-    click.echo(f"  {command} predict {shlex.quote(str(run.path))} PICTURE.png")
+    path = shlex.quote(str(run.path))
+    click.echo(f"  {command} evaluate {path}")
+    click.echo(f"  {command} predict {path} PICTURE.png")
+    click.echo(f"  {command} report {path}")
+    click.echo(f"  {command} serve {path}")
 
 
 def _command() -> str:

@@ -8,12 +8,15 @@ The rule, in order:
    ink on light ground and is inverted, since MNIST's digits are light on black.
 4. Size: a picture of exactly the model's size is used pixel by pixel. Any other is, with ``center=True`` (how MNIST
    was made), cropped to its ink, scaled to fit 20/28 of the frame and placed with its centre of mass in the middle;
-   otherwise scaled to fit the frame and padded with its ground.
+   otherwise scaled to fit the frame and padded with the median colour of its border.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ Host = np.ndarray[Any, Any]
 READERS = ("Png", "Jpeg", "Bmp", "Gif", "WebP")
 FORMATS = tuple(map(str.upper, READERS))
 MOST_PIXELS = 50_000_000
+ORIENTATION = 0x0112  # EXIF's tag
 POLARITIES = ("auto", "keep", "invert")
 MNIST_BOX = 20 / 28  # the share of the frame that MNIST's digits were scaled to
 FAINT = 0.15  # of the range between ground and ink: what lies below is ground (paper, noise)
@@ -63,35 +67,46 @@ def read_picture(
         raise XpcnnError(f"pictures have 1 or 3 channels, but the model takes {channels}.")
     if polarity not in POLARITIES:
         raise XpcnnError(f"polarity must be one of {', '.join(POLARITIES)}, not {polarity!r}.")
-    image = _open(Path(path), "L" if channels == 1 else "RGB")  # (H, W) or (H, W, 3)
+    centered = center and channels == 1
+    image = _open(Path(path), "L" if channels == 1 else "RGB", 0 if centered else max(height, width))
     if polarity == "invert" or (polarity == "auto" and channels == 1 and _ground(image) > 127):
         image = 255 - image
     if image.shape[:2] != (height, width):
-        image = _centered(image, height, width) if center and channels == 1 else _fitted(image, height, width)
+        image = _centered(image, height, width) if centered else _fitted(image, height, width)
     return image[None] if channels == 1 else np.ascontiguousarray(np.moveaxis(image, 2, 0))
 
 
-def _open(path: Path, mode: str) -> Host:
-    """Decode a file, upright and without transparency, as (H, W) or (H, W, 3) uint8."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def read_fitted(path: str | Path, shape: tuple[int, int, int]) -> Host:
+    """Read a picture as it is: what `read_picture` does with ``polarity="keep"``, for training on many of them."""
+    channels, height, width = shape
+    image = _open(Path(path), "L" if channels == 1 else "RGB", max(height, width))
+    if image.shape[:2] != (height, width):
+        image = _fitted(image, height, width)
+    return image[None] if channels == 1 else np.moveaxis(image, 2, 0)
+
+
+def read_header(path: str | Path) -> tuple[int, int, bool]:
+    """Return a picture's upright height and width and whether it is grey, from its header alone."""
+    with _opened(Path(path)) as opened:
+        turned = opened.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        grey = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith(("I", "F"))
+        return *((opened.width, opened.height) if turned else (opened.height, opened.width)), grey
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a picture of a known format and a size that is accepted; what goes wrong with it becomes a sentence."""
+    from PIL import Image, UnidentifiedImageError
 
     for reader in READERS:  # else Pillow would import those of all formats there are
         import_module(f"PIL.{reader}ImagePlugin")
     if not path.is_file():
         raise DataError(f"{path} does not exist or is not a file.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sizes that are checked below, and odd metadata
-            with Image.open(path, formats=FORMATS) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise DataError(f"{path} has {opened.width} × {opened.height} pixels, more than {MOST_PIXELS:,}.")
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith(("I", "F")):  # 16 or 32 bits per pixel
-                    return _to_eight_bits(np.asarray(picture), mode)
-                if "A" in picture.getbands() or "transparency" in picture.info:
-                    clear = picture.convert("RGBA")
-                    picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-                return np.asarray(picture.convert(mode))
+        with _QUIET, Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise DataError(f"{path} has {opened.width} × {opened.height} pixels, more than {MOST_PIXELS:,}.")
+            yield opened
     except Image.DecompressionBombError:
         raise DataError(f"{path} has more than {MOST_PIXELS:,} pixels.") from None
     except UnidentifiedImageError:
@@ -100,6 +115,50 @@ def _open(path: Path, mode: str) -> Host:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be decoded: {error}.") from None
+
+
+class _Quiet:
+    """Silences warnings (of sizes that are checked, of odd metadata) while any thread is within."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore")
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def _open(path: Path, mode: str, side: int = 0) -> Host:
+    """Decode a file, upright and without transparency, as (H, W) or (H, W, 3) uint8.
+
+    A JPEG file may be decoded at a half, a quarter or an eighth of its size, which takes as much less time and memory,
+    if no side gets below twice ``side``.
+    """
+    from PIL import Image, ImageOps
+
+    with _opened(path) as opened:
+        if side:
+            opened.draft(None, (2 * side, 2 * side))
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith(("I", "F")):  # 16 or 32 bits per pixel
+            return _to_eight_bits(np.asarray(picture), mode)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            clear = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        return np.asarray(picture.convert(mode))
 
 
 def _to_eight_bits(values: Host, mode: str) -> Host:
@@ -111,14 +170,20 @@ def _to_eight_bits(values: Host, mode: str) -> Host:
 
 def _ground(image: Host) -> float:
     """Return the median of the outermost pixels."""
-    return float(np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])))
+    return float(np.median(_border(image)))
+
+
+def _border(image: Host) -> Host:
+    """Return the outermost pixels, (count,) or (count, 3)."""
+    return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
 
 
 def _fitted(image: Host, height: int, width: int) -> Host:
     """Scale a picture to fit the frame, proportions kept, and pad it with its ground."""
     scale = min(height / image.shape[0], width / image.shape[1])
     small = _resized(image, scale, height, width)
-    frame = np.full((height, width, *image.shape[2:]), round(_ground(image)), dtype=np.uint8)
+    frame = np.empty((height, width, *image.shape[2:]), dtype=np.uint8)
+    frame[:] = np.median(_border(image), axis=0).round()
     top, left = (height - small.shape[0]) // 2, (width - small.shape[1]) // 2
     frame[top : top + small.shape[0], left : left + small.shape[1]] = small
     return frame

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpcnn.backend import Array, Namespace
-from xpcnn.kernels import memory, native, threads
+from xpcnn.kernels import augmentation, memory, native, threads
 from xpcnn.kernels.reference import FOLDS as FOLDS
 from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
 from xpcnn.kernels.reference import capability as capability
@@ -29,6 +29,7 @@ WORTH_FLOPS = 1 << 22  # of a matrix product that is worth sharing out
 WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of our own
 FEW_ROWS = 5  # fewer are a product with vectors, which packing does not help
 WORKS = {"convolution", "elementwise", "loss", "norm", "pooled", "product"}  # of `xpcnn.kernels.native`
+AUGMENTED = (np.uint8, np.float32)  # what images may be for the native augmentation
 WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
 
 
@@ -223,6 +224,13 @@ def add(a: Array, b: Array, xp: Namespace) -> Array:
     if a.size > PIECE and (passes := engine("elementwise", a)):
         return passes.add(a, b)
     return np.add(a, b, out=memory.empty(a.shape, a.dtype))
+
+
+def augment(images: Array, table: Array, stages: augmentation.Stages, xp: Namespace) -> Array:
+    """Return a batch (N, C, H, W) after the stages, by a table (N, COLUMNS)."""
+    if images.dtype in AUGMENTED and native.library() is not None:
+        return _module("xpcnn.kernels.native.augmentation").augment(images, table, stages)
+    return augmentation.augment(images, table, stages, xp)
 
 
 def first_max_backward(dy: Array, index: Array, count: int, xp: Namespace) -> Array:

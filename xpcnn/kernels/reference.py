@@ -15,6 +15,7 @@ import array_api_extra as xpx
 from array_api_compat import device
 
 from xpcnn.backend import Array, Namespace
+from xpcnn.kernels.augmentation import augment as augment
 from xpcnn.kernels.window import Window
 
 Arrays = tuple[Array, ...]

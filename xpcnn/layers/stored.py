@@ -24,9 +24,9 @@ def write(path: str | Path, description: Mapping[str, Any], arrays: Mapping[str,
     """Write arrays and what they are, all of it or nothing."""
     from safetensors.numpy import save
 
-    whole = {"format": FORMAT, **description}
-    text = json.dumps(whole | {"blake2b": _digest(whole)})  # one entry: safetensors writes several in any order
     host = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {"format": FORMAT, **description, "arrays": _digest_of_arrays(host)}
+    text = json.dumps(whole | {"blake2b": _digest(whole)})  # one entry: safetensors writes several in any order
     write_whole(path, save(host, metadata={"xpcnn": text}))
 
 
@@ -60,7 +60,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Shape], Callable[[], dic
 
     def arrays() -> dict[str, Host]:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in shapes}
+            found = {name: file.get_tensor(name) for name in shapes}
+        if description.get("arrays", digest := _digest_of_arrays(found)) != digest:
+            raise DataError(f"{path} is damaged: its arrays are not what was written.")
+        return found
 
     return description, shapes, arrays
 
@@ -82,3 +85,13 @@ def _digest(description: Mapping[str, Any]) -> str:
     """Return a description's checksum: a flipped bit may still make sense."""
     bare = {name: value for name, value in description.items() if name != "blake2b"}
     return hashlib.blake2b(json.dumps(bare).encode(), digest_size=8).hexdigest()
+
+
+def _digest_of_arrays(arrays: Mapping[str, Host]) -> str:
+    """Return the checksum of arrays, in the order of their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -80,8 +80,8 @@ def softmax_cross_entropy(
     label_smoothing = float(label_smoothing)
     if ignore_index is not None and (isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__")):
         raise XpcnnError(f"ignore_index must be a whole number or None, not {ignore_index!r}.")
-    if class_weights is None and ignore_index is None and not label_smoothing:
-        whole = _by_engine(logits, targets, reduction, xp)
+    if class_weights is None and ignore_index is None:  # which no engine knows
+        whole = _by_engine(logits, targets, label_smoothing, reduction, xp)
         if whole is not None:
             return whole
     shape, where = tuple(logits.shape), device(logits)
@@ -147,14 +147,17 @@ def _slopes(saved: CrossEntropySaved | SlopesSaved, xp: Namespace) -> Array:
     return dlogits / xp.where(divisor == 0, one, divisor)  # where no label counts, q and so dlogits are 0
 
 
-def _by_engine(logits: Array, labels: Array, reduction: str, xp: Namespace) -> tuple[Array, SlopesSaved] | None:
+def _by_engine(
+    logits: Array, targets: Array, smoothing: float, reduction: str, xp: Namespace
+) -> tuple[Array, SlopesSaved] | None:
     """Return loss and gradient by a backend's engine; None where it has none for these, or would raise."""
-    plain = logits.ndim == 2 and logits.shape[0] and _is_integer(labels) and tuple(labels.shape) == logits.shape[:1]
-    engine = kernels.of(xp).engine("loss", logits) if plain else None
+    axes = 1 if _is_integer(targets) else 2  # that targets have
+    fits = tuple(targets.shape) == tuple(logits.shape)[:axes] and (axes == 1 or targets.dtype == logits.dtype)
+    engine = kernels.of(xp).engine("loss", logits) if fits and logits.ndim == 2 and logits.shape[0] else None
     if not engine:
         return None
-    _check.library(logits=logits, targets=labels)
-    found = engine.cross_entropy(logits, labels, reduction)
+    _check.library(logits=logits, targets=targets)
+    found = engine.cross_entropy(logits, targets, reduction, smoothing)
     return None if found is None else (found[0], SlopesSaved(found[1], reduction))
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +20,9 @@ from xpcnn.backend import Array, Backend
 from xpcnn.layers import Layer, Sequential
 from xpcnn.layers.base import Arrays, Placed, Shape
 from xpcnn.layers.fused import fuse
+from xpcnn.layers.watched import Wrapped, with_children
 from xpcnn.model import Model
 from xpcnn.random import Key
-from xpcnn.report.layer_outputs import Wrapped
 
 PACKAGE = "xpcnn.kernels."
 OUTSIDE = ("numpy_cpu", "reference", "memory", "threads", "window", "build", "call", "policy")
@@ -153,9 +153,7 @@ def _copied(layer: Layer, input_shape: Shape, path: str, meter: Meter, rows: lis
         made: Layer = _chain(layer, inside, path, meter, rows)
     elif inside and is_dataclass(layer):
         children = iter([_copied(c.layer, c.input_shape, _join(path, c.path), meter, rows) for c in inside])
-        made = object.__new__(type(layer))
-        for field in fields(layer):
-            object.__setattr__(made, field.name, _replaced(getattr(layer, field.name), children))
+        made = with_children(layer, children)
     else:
         made, inside = layer, []
     name = path or "net"
@@ -182,15 +180,6 @@ def _chain(net: Sequential, inside: Sequence[Placed], path: str, meter: Meter, r
         steps.append((name, _Timed(layer, label, cost, meter)))
     made.__dict__["_steps"] = steps  # in place of what it would find itself
     return made
-
-
-def _replaced(value: Any, children: Iterator[Layer]) -> Any:
-    """Replace the layers in a container's field, in their order; nothing else is touched."""
-    if isinstance(value, Layer):
-        return next(children)
-    if isinstance(value, tuple | list):
-        return type(value)(_replaced(item, children) for item in value)
-    return value
 
 
 @contextlib.contextmanager

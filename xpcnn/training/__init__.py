@@ -1,5 +1,7 @@
-"""Training: steps, epochs, metrics."""
+"""Training: steps, epochs, checkpoints."""
 
-from xpcnn.training.trainer import Epoch, History, Trainer, evaluate
+from xpcnn.training.evaluation import evaluate
+from xpcnn.training.fitting import Epoch, History
+from xpcnn.training.trainer import Trainer
 
 __all__ = ["Epoch", "History", "Trainer", "evaluate"]

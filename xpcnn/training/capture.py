@@ -7,7 +7,8 @@ parameters over the old, and notes its loss. One graph serves all full batches, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,10 +18,12 @@ import numpy as np
 
 from xpcnn import kernels, ops
 from xpcnn.backend import Array
+from xpcnn.data import Augment, Loader
+from xpcnn.data.augment import COLUMNS
 from xpcnn.errors import XpcnnError
 from xpcnn.layers.base import Arrays
 from xpcnn.model import Model, batches
-from xpcnn.optim.optimizers import OptState
+from xpcnn.optim.base import Numbers, OptState
 from xpcnn.random import Key
 from xpcnn.training.tiling import whole_batch
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
 
 Host = np.ndarray[Any, Any]
-Held = tuple[Arrays, Arrays, OptState]  # parameters, state, the optimizer's moments
+Held = tuple[Arrays, Arrays, OptState, Arrays]  # parameters, state, the optimizer's moments, averages
 
 SOURCES = ("uint8", "float32", "float64")  # what images are gathered from
 MOST_DRAWS = 64  # layers that draw random numbers in a step
@@ -87,17 +90,26 @@ class RecordedKey(Key):
 class Feed:
     """A data set on the device and where in it the next batch begins."""
 
-    def __init__(self, images: Array, labels: Array, step: int, model: Model) -> None:
+    def __init__(
+        self,
+        images: Array,
+        labels: Array,
+        step: int,
+        model: Model,
+        most: int | None = None,
+        augment: Augment | None = None,
+    ) -> None:
         backend = model.backend
         model.as_input(images[:1, ...])  # raises where a step would
         if not images.shape[0] or str(images.dtype) not in SOURCES:
             raise UnrecordableError(f"{images.shape[0]} images of {images.dtype} are not what is gathered on a GPU")
-        self.step, self.model = step, model
+        self.step, self.model, self.augment = step, model, augment
         self.count = images.shape[0]
-        self.sizes = [rows.stop - rows.start for rows in batches(self.count, step)]
+        self.sizes = [rows.stop - rows.start for rows in batches(self.count, step)][:most]
         self.images = kernels.of(backend.xp).engine("capture", images).contiguous(images)
         self.labels = backend.asarray(labels, "int64")
         self.order = backend.asarray(np.arange(self.count))
+        self.table = backend.asarray(np.zeros((self.count if augment else 0, COLUMNS), np.float32))
         self.progress = backend.asarray(np.zeros(1, np.int64))
         self.losses = backend.asarray(np.zeros(len(self.sizes)), model.dtype)
         self.right = backend.asarray(np.zeros(len(self.sizes), np.int64))
@@ -108,13 +120,19 @@ class Feed:
         dtype = self.model.computation.image_dtype
         normalise = self.model.normalise
         pixel = 1.0 / (255.0 * normalise.std), normalise.mean / normalise.std
-        return engine.gather(*arrays, count, self.step, dtype, pixel)
+        if not self.augment:
+            return engine.gather(*arrays, count, self.step, dtype, pixel)
+        classes, probability = self.model.output_shape[0], self.model.dtype
+        sizes = count, self.step, dtype, pixel, classes, probability
+        return engine.gather_augmented(*arrays, self.table, self.augment.stages, *sizes)
 
-    def rewind(self, order: Host | None = None) -> None:
-        """Begin anew, in another order if given."""
-        self.progress[...] = 0
+    def rewind(self, order: Host | None = None, table: Host | None = None, first: int = 0) -> None:
+        """Begin anew, or with another batch than the first, in another order and with other random numbers if given."""
+        self.progress[...] = first
         if order is not None:
             self.order[...] = self.model.backend.asarray(order)
+        if table is not None:
+            self.table[...] = self.model.backend.asarray(table)
 
 
 class Recorded:
@@ -129,7 +147,9 @@ class Recorded:
         When a step cannot be recorded, saying why.
     """
 
-    def __init__(self, trainer: Trainer, images: Array, labels: Array, batch_size: int) -> None:
+    def __init__(
+        self, trainer: Trainer, images: Array, labels: Array, loader: Loader, augment: Augment | None = None
+    ) -> None:
         self.trainer, self.model = trainer, trainer.model
         backend = self.model.backend
         k, optimizer = kernels.of(backend.xp), trainer.optimizer
@@ -138,13 +158,15 @@ class Recorded:
             raise UnrecordableError(f"{backend.name} has no graphs")
         if optimizer.numbers is None or optimizer.rule is None:
             raise UnrecordableError(f"the optimizer {optimizer.name} has no rule and numbers")
-        self._numbers, self._rule = optimizer.numbers, optimizer.rule
+        self._numbers, self._prepare = optimizer.numbers, optimizer.prepare
+        self._groups = optimizer.groups(self.model.parameters())
         self._recorder = self._engine.recorder()
         self._graphs: dict[tuple[int, int], Callable[[], None]] = {}
         self._others: dict[int, Feed] = {}
         with backend.context():
-            self._feed = Feed(images, labels, batch_size, self.model)
-            self._table = backend.asarray(self._numbers_from(0))
+            self._feed = Feed(images, labels, loader.batch_size, self.model, len(loader), augment)
+            self._table = backend.asarray(self._numbers_from(0, self._numbers))
+            self._shares = backend.asarray(self._numbers_from(0, self._averaging_numbers))
             self._draws = Draws(self.model, len(self._feed.sizes), self._feed.progress, self._engine)
             self._own = self._copies(self._held())
         self._handed = self._held()  # what the graphs' arrays have the values of
@@ -158,33 +180,36 @@ class Recorded:
 
     def _settings(self) -> tuple[object, ...]:
         """Return what was recorded once and for all."""
-        return self.trainer.optimizer, *self.trainer.loss, self.model.normalise, self.model.net
+        trainer, model = self.trainer, self.model
+        return trainer.optimizer, *trainer.loss, trainer.averaging, model.normalise, model.net
 
-    def epoch(self, order: Host, on_batch: Callable[[int], None]) -> list[float]:
-        """Make one pass over the data set in an order, and return each update's loss."""
-        feed, backend, expected, done = self._feed, self.model.backend, -1, 0
+    def epoch(self, order: Host, table: Host | None = None) -> Generator[int, None, None]:
+        """Make the updates of a pass over the data set that are still to be made; after each, yield the images done."""
+        feed, backend, expected = self._feed, self.model.backend, -1
+        trainer, progress = self.trainer, self.trainer.progress
         with backend.context(), self._recorder:
-            feed.rewind(order)
+            feed.rewind(order, table, progress.batch)
             try:
-                for number, size in enumerate(feed.sizes):
-                    self._catch_up()
-                    if self.trainer.steps != expected:  # at first, and where `on_batch` made steps of its own
-                        self._draws.fill(self.trainer.steps - number)
-                        self._table[...] = backend.asarray(self._numbers_from(self.trainer.steps - number))
-                    self._give(self._own)
-                    self._handed = self._own
-                    self._graphs[id(feed), size]()
-                    self.trainer.steps = expected = self.trainer.steps + 1
-                    done += size
-                    on_batch(done)
+                for number in range(progress.batch, len(feed.sizes)):
+                    with trainer.being_busy():
+                        self._catch_up()
+                        if trainer.steps != expected:  # at first, and where the caller made steps of its own
+                            self._fill_tables(trainer.steps - number)
+                        self._give(self._own)
+                        self._handed = self._own
+                        self._graphs[id(feed), feed.sizes[number]]()
+                        trainer.steps = expected = trainer.steps + 1
+                        progress.losses.append(feed.losses[number])
+                        progress.batch = number + 1
+                    yield sum(feed.sizes[: number + 1])
             finally:
                 self._catch_up()
                 self._handed = self._copies(self._own)
                 self._give(self._handed)
-            return [float(loss) for loss in backend.to_numpy(feed.losses)]
+                progress.losses = progress.read(backend)
 
-    def accuracy(self, images: Array, labels: Array) -> float:
-        """Return the share of a data set on the device that the model gets right."""
+    def accuracy(self, images: Array, labels: Array) -> tuple[float, float]:
+        """Return the share of a data set on the device that the model gets right, and its mean loss."""
         backend = self.model.backend
         if id(images) not in self._others:
             with backend.context():
@@ -197,7 +222,8 @@ class Recorded:
             feed.rewind()
             for size in feed.sizes:
                 self._graphs[id(feed), size]()
-            return int(backend.to_numpy(feed.right).sum()) / feed.count
+            right, losses = int(backend.to_numpy(feed.right).sum()), backend.to_numpy(feed.losses)
+            return right / feed.count, math.fsum(map(float, losses)) / feed.count
 
     def _record(self, feed: Feed, work: Callable[[Feed, int], None]) -> None:
         """Warm up and record a step for each size of batch; the model stays as it is."""
@@ -214,26 +240,44 @@ class Recorded:
                 self._fill(before)
                 self._give(before)
 
-    def _numbers_from(self, first: int) -> Host:
-        """Return the optimizer's numbers of an epoch's steps, a row each."""
-        numbers = [self._numbers(max(0, first + step)) for step in range(len(self._feed.sizes))]
+    def _numbers_from(self, first: int, of: Callable[[int], Numbers]) -> Host:
+        """Return the numbers of an epoch's steps, a row each."""
+        numbers = [of(max(0, first + step)) for step in range(len(self._feed.sizes))]
         return np.asarray(numbers, np.float64).reshape(len(numbers), len(numbers[0]))
+
+    def _averaging_numbers(self, step: int) -> Numbers:
+        """Return a step's numbers for the average."""
+        averaging = self.trainer.averaging
+        return averaging.numbers(step) if averaging is not None and averaging.numbers is not None else (0.0,)
+
+    def _fill_tables(self, first: int) -> None:
+        """Put down what the steps of an epoch need whose first has this number."""
+        asarray = self.model.backend.asarray
+        self._draws.fill(first)
+        self._table[...] = asarray(self._numbers_from(first, self._numbers))
+        self._shares[...] = asarray(self._numbers_from(first, self._averaging_numbers))
 
     def _train(self, feed: Feed, size: int) -> None:
         """Launch one update."""
         x, t = feed.batch(self._engine, size)
-        params, state, moments = self._held()
+        params, state, moments, average = self._held()
         loss, grads, new_state = whole_batch(
             self.model, self.trainer.loss, x, t, RecordedKey(self.model.seed, draws=self._draws)
         )
-        values, slopes = list(params.values()), [grads[path] for path in params]
-        tables = [[arrays[path] for path in params] for arrays in moments.values()]
-        into = values, tables
-        self._optimizer.update_all(self._rule, self._table, values, slopes, tables, step=feed.progress, into=into)
+        grads = self._prepare(grads) if self._prepare else grads
+        for rule, paths in self._groups:
+            values, slopes = [params[path] for path in paths], [grads[path] for path in paths]
+            tables = [[arrays[path] for path in paths] for arrays in moments.values()]
+            into = values, tables
+            self._optimizer.update_all(rule, self._table, values, slopes, tables, step=feed.progress, into=into)
         changed = [path for path in state if new_state[path] is not state[path]]
         olds, news = [state[path] for path in changed], [new_state[path] for path in changed]
         if changed:  # written over in one launch
             self._optimizer.update_all(_take_new, self._table, olds, news, [], step=feed.progress, into=(olds, []))
+        if average and self.trainer.averaging is not None:
+            olds, news = list(average.values()), list((params | state).values())
+            average_rule, into = self.trainer.averaging.rule, (olds, [])
+            self._optimizer.update_all(average_rule, self._shares, olds, news, [], step=feed.progress, into=into)
         self._engine.advance(loss, feed.losses, feed.progress)
 
     def _evaluate(self, feed: Feed, size: int) -> None:
@@ -249,13 +293,13 @@ class Recorded:
 
     def _held(self) -> Held:
         """Return what the model and the optimizer hold."""
-        return self.model.parameters(), self.model.state(), self.trainer.opt_state
+        return self.model.parameters(), self.model.state(), self.trainer.opt_state, self.trainer.average or {}
 
     def _give(self, held: Held) -> None:
         """Let the model and the optimizer hold arrays."""
-        params, state, moments = held
+        params, state, moments, average = held
         self.model.replace_arrays(params, state)
-        self.trainer.opt_state = moments
+        self.trainer.opt_state, self.trainer.average = moments, average or None
 
     def _catch_up(self) -> None:
         """Let the graphs' arrays have the values that the model holds, if somebody replaced what it was given."""
@@ -274,13 +318,14 @@ class Recorded:
         copied = iter([self._engine.copy(array) for array in _leaves(held)])
         params, state = ({path: next(copied) for path in part} for part in held[:2])
         moments = {name: {path: next(copied) for path in arrays} for name, arrays in held[2].items()}
-        return params, state, moments
+        return params, state, moments, {path: next(copied) for path in held[3]}
 
 
 def _leaves(held: Held) -> list[Array]:
     """Return all arrays in one order."""
-    params, state, moments = held
-    return [*params.values(), *state.values(), *(array for arrays in moments.values() for array in arrays.values())]
+    params, state, moments, average = held
+    tables = [params, state, *moments.values(), average]
+    return [array for arrays in tables for array in arrays.values()]
 
 
 def _take_new(numbers: tuple[float, ...], old: Array, new: Array) -> tuple[Array, ...]:

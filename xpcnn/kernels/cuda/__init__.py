@@ -17,6 +17,7 @@ from xpcnn.kernels.cuda.half import capability, cast, half_dtype, takes_half
 from xpcnn.kernels.reference import (
     BLOCK_BYTES,
     add_slices,
+    augment,
     copied,
     first_max,
     first_max_backward,
@@ -33,6 +34,7 @@ __all__ = [
     "add",
     "add_bias",
     "add_slices",
+    "augment",
     "capability",
     "cast",
     "col2im",

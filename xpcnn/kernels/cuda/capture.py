@@ -7,12 +7,23 @@ from typing import Any
 
 from xpcnn.backend import Array
 from xpcnn.kernels.cuda import runtime
+from xpcnn.kernels.cuda.augmentation import SOURCES, gather_augmented
 from xpcnn.kernels.cuda.runtime import NotRecordedError, contiguous
 
-__all__ = ["NotRecordedError", "advance", "contiguous", "copy", "gather", "mask", "recorder", "replace", "tally"]
+__all__ = [
+    "NotRecordedError",
+    "advance",
+    "contiguous",
+    "copy",
+    "gather",
+    "gather_augmented",
+    "mask",
+    "recorder",
+    "replace",
+    "tally",
+]
 
 NUMBERS_A_STEP = 8  # float32 numbers from one step of Philox's counter
-SOURCES = {"uint8": "unsigned char", **runtime.NAMES}
 
 
 def recorder() -> runtime.Recorder:

@@ -23,6 +23,7 @@ Results = tuple[list[Array], list[list[Array]]]
 
 CHUNK = 1024  # elements to a block
 PARAMETER_BYTES = 4096  # of a kernel, on any GPU
+MOST_SQUARED = 160  # tensors in one launch that adds up squares, with three parameters each
 
 
 class Job(NamedTuple):
@@ -91,6 +92,36 @@ def update(
     """Return what `update_all` does, or None where no kernel can be made."""
     try:
         return update_all(rule, numbers, params, grads, moments)
+    except UntraceableError:
+        return None
+
+
+def clipped(grads: Sequence[Array], most: float) -> list[Array] | None:
+    """Return gradients times ``min(1, most / norm)``, of the norm of all of them, or None where no kernel can be made.
+
+    Three launches or a few more, and the host reads nothing: it can be recorded. A norm that is not finite scales by 1.
+    """
+    if any(str(g.dtype) not in runtime.NAMES for g in grads):
+        return None
+    alike: dict[str, list[Array]] = {}
+    for g in grads:
+        alike.setdefault(runtime.NAMES[str(g.dtype)], []).append(laid(g, order_of(g)))
+    launches = [
+        (kind, group[start : start + MOST_SQUARED])
+        for kind, group in alike.items()
+        for start in range(0, len(group), MOST_SQUARED)
+    ]
+    ends = [list(accumulate(-(-g.size // CHUNK) for g in group)) for _, group in launches]
+    parts = runtime.empty((sum(own[-1] for own in ends),), "float64")
+    first = 0
+    for (kind, group), own in zip(launches, ends, strict=True):
+        tensors = (one for g, end in zip(group, own, strict=True) for one in (g, g.size, end))
+        runtime.launch(_squares(kind, len(group)), "squares", own[-1], *tensors, parts, first)
+        first += own[-1]
+    scale, row = runtime.empty((1, 1), "float64"), runtime.empty((1,), "int64")
+    runtime.launch(runtime.text("clip.cu"), "factor", 1, parts, parts.size, float(most), scale, row)
+    try:
+        return update_all(_scaled, scale, grads, grads, [], step=row)[0]
     except UntraceableError:
         return None
 
@@ -190,6 +221,30 @@ extern "C" __global__ void update({", ".join(parameters)})
 {loops(program)}}}
 """
     return source(program, kernel)
+
+
+@lru_cache(64)
+def _squares(kind: str, tensors: int) -> str:
+    """Return the source of a kernel that adds up the squares of so many tensors, block by block."""
+    parameters = [f"const {kind}* a_{t}, count size_{t}, count end_{t}" for t in range(tensors)]
+    kernel = f"""\
+extern "C" __global__ void squares({", ".join(parameters)}, double* parts, count offset)
+{{
+    const {kind}* a;
+    count total, skipped;
+    const count block = blockIdx.x;
+{_choice(["a"], 0, tensors, "    ")}
+    total = total - skipped < {CHUNK} ? total - skipped : {CHUNK};
+    const double sum = block_squares(a + skipped, total);
+    if (!threadIdx.x) parts[offset + block] = sum;
+}}
+"""
+    return runtime.text("clip.cu") + kernel
+
+
+def _scaled(numbers: tuple[float, ...], p: Array, g: Array) -> tuple[Array, ...]:
+    """Scale a gradient, given twice: a rule."""
+    return (numbers[0] * g,)
 
 
 def _choice(names: Sequence[str], low: int, high: int, indent: str) -> str:

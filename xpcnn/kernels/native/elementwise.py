@@ -16,7 +16,7 @@ FIELDS = (  # of an optimizer's arrays, by the number of its moments
     ("a", "b", "v", "y", "new_v"),
     ("a", "b", "v", "w", "y", "new_v", "new_w"),
 )
-MOST_NUMBERS = 7  # of an optimizer's rule
+MOST_NUMBERS = 8  # of an optimizer's rule
 
 
 class Pass(ctypes.Structure):
