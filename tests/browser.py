@@ -76,9 +76,10 @@ class Browser:
         self.run("Promise.all([...document.images].map((image) => image.decode().catch(() => 0))).then(() => 1)")
 
     def theme(self, dark):
-        """Say what the system prefers."""
-        wish = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.send("Emulation.setEmulatedMedia", features=wish)
+        """Say what the system prefers: dark or light, and nothing that moves while it is measured."""
+        wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self.send("Emulation.setEmulatedMedia", features=features)
 
     def run(self, expression):
         """Return the value of a JavaScript expression, awaited."""

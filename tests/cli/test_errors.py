@@ -51,7 +51,7 @@ def tiny(tmp_path_factory):
         (["--device", "gpu"], "device must be one of auto, cpu, cuda, cuda:N"),
         (["--device", ""], "device must be one of"),
         (["--device", "cuda:-1"], "device must be one of"),
-        (["--data-dir", "nowhere"], "the data directory nowhere does not exist"),
+        (["--data-dir", "nowhere"], "/nowhere does not exist"),
         (["--data-dir", "x" * 5000], "File name too long"),
     ],
 )
@@ -87,7 +87,7 @@ def test_cuda_without_cupy(refused, run, device):
         (["bogus"], "No such command 'bogus'"),
         (["evaluate"], "Missing argument 'RUN'"),
         (["predict"], "Missing argument 'RUN'"),
-        (["predict", "run"], "Missing argument 'IMAGE...'"),
+        (["predict", "run"], "Missing argument 'PATH...'"),
         (["predict", "run", "x.png", "--top", "0"], "not in the range"),
         (["predict", "run", "x.png", "--polarity", "both"], "'both' is not one of"),
         (["evaluate", "run", "--split", "all"], "'all' is not one of"),

@@ -101,23 +101,24 @@ def test_pytorch_agrees(rng):
         np.testing.assert_allclose(found, leaf.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3000, 1), (3000, 10), (5, 121), (8, 1000)])
-def test_pytorch_agrees_in_every_size_of_batch(arrays, dtype, shape, rng):
+@pytest.mark.parametrize("shape", [(1, 1), (3000, 1), (3000, 10), (5, 121), (64, 1000)])
+def test_pytorch_agrees_in_every_size_of_batch(dtype, shape, rng):
     torch = pytest.importorskip("torch")
-    logits, classes = (3 * rng.standard_normal(shape)).astype(dtype), shape[1]
+    logits = (3 * rng.standard_normal(shape)).astype(dtype)
     soft = (rng.random(shape) * (rng.random(shape) < 0.6)).astype(dtype)  # some are 0, and few rows add up to 1
-    labels = rng.integers(0, classes, shape[0])
-    rough = 1e-5 if dtype == "float32" else 1e-10
+    labels = rng.integers(0, shape[1], shape[0])
+    rough = 1e-6 if dtype == "float32" else 1e-13
     for targets, smoothing, reduction in product((labels, soft), (0.0, 0.1, 1.0), ("mean", "sum", "none")):
         leaf = torch.tensor(logits.astype(float), requires_grad=True)
         given = torch.tensor(targets if targets is labels else targets.astype(float))
         options = {"reduction": reduction, "label_smoothing": smoothing}
         expected = torch.nn.functional.cross_entropy(leaf, given, **options)
         expected.sum().backward()
-        there = arrays(logits, dtype), arrays(targets) if targets is labels else arrays(targets, dtype)
-        loss, saved = ops.softmax_cross_entropy(*there, **options)
-        arrays.check(loss, expected.detach().numpy(), there[0], rough * max(1.0, float(expected.abs().max())))
-        arrays.check(ops.softmax_cross_entropy_backward(saved), leaf.grad.numpy(), there[0], rough)
+        loss, saved = ops.softmax_cross_entropy(logits, targets, **options)
+        assert loss.dtype == dtype
+        np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=rough, atol=rough)
+        found, slopes = ops.softmax_cross_entropy_backward(saved), leaf.grad.numpy()
+        np.testing.assert_allclose(found, slopes, rtol=0, atol=rough * max(1.0, np.abs(slopes).max()))
 
 
 @pytest.mark.parametrize("large", [1e4, 1e30])

@@ -15,6 +15,7 @@ WIDTHS = (390, 1440)
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 BROKEN = "[...document.images].filter((image) => !(image.complete && image.naturalWidth > 0)).length"
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+NEXT_FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 OUTSIDE = """
 [...document.querySelectorAll("main *")].filter((element) => {
   const box = element.getBoundingClientRect();
@@ -125,7 +126,9 @@ def test_values_under_the_pointer_and_by_keyboard(chromium, page):
     chromium.run("document.querySelectorAll('.plot')[1].scrollIntoView({ behavior: 'instant', block: 'start' })")
     box = chromium.run("document.querySelectorAll('.plot')[1].getBoundingClientRect().toJSON()")
     x = box["left"] + box["width"] * (5 - 1) / (12 - 1)
+    chromium.run(NEXT_FRAMES)  # after which the pointer is compared with what was scrolled
     chromium.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=box["top"] + 50)
+    chromium.run(NEXT_FRAMES)
     assert chromium.run(f"{tip}.innerText").startswith("epoch 5\n")
     assert chromium.complaints() == []
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -125,7 +125,7 @@ def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool)
     if resume is not None:
         where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
         click.echo(f"going on with {run.path} {where}.", err=quiet)
-    with heeding_signals(trainer) as request:
+    with heeding_signals(trainer) as request, closing(run):
         return _run(job, run, show, request, _heading(job, backend, plan), quiet)
 
 

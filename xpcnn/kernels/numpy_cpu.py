@@ -30,6 +30,7 @@ WORTH_PACKING = 1 << 15  # multiply-adds of a product that is worth a call of ou
 FEW_ROWS = 5  # fewer are a product with vectors, which packing does not help
 WORKS = {"convolution", "elementwise", "loss", "norm", "pooled", "product"}  # of `xpcnn.kernels.native`
 AUGMENTED = (np.uint8, np.float32)  # what images may be for the native augmentation
+MOST_AUGMENTED = 1 << 28  # their most bytes
 WORTH_A_THREAD = 1 << 20  # bytes of temporaries that each thread must get to be worth waking
 
 
@@ -228,7 +229,7 @@ def add(a: Array, b: Array, xp: Namespace) -> Array:
 
 def augment(images: Array, table: Array, stages: augmentation.Stages, xp: Namespace) -> Array:
     """Return a batch (N, C, H, W) after the stages, by a table (N, COLUMNS)."""
-    if images.dtype in AUGMENTED and native.library() is not None:
+    if images.dtype in AUGMENTED and images[:1].nbytes <= MOST_AUGMENTED and native.library() is not None:
         return _module("xpcnn.kernels.native.augmentation").augment(images, table, stages)
     return augmentation.augment(images, table, stages, xp)
 

@@ -171,6 +171,12 @@ class Run:
         if not (self.path / MODEL).exists():
             self.trainer.model.save(self.path / MODEL)
 
+    def close(self) -> None:
+        """Write what is still to be written of TensorBoard's events."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
     def _rewrite(self) -> None:
         """Write the metrics anew, as they were at the checkpoint."""
         lines: list[str] = []
@@ -205,7 +211,7 @@ class Run:
         for name, value in epoch.as_dict().items():
             if name != "epoch" and value is not None:
                 self._board.add_scalar(f"epoch/{name}", value, epoch.epoch)
-        self._board.flush()
+        self._board.flush()  # which the writer's own thread does some time later
 
 
 def check_board() -> None:

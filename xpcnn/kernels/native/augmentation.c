@@ -72,7 +72,8 @@ INLINE Places places(const int64_t *m, int64_t x, int64_t y, int64_t height, int
 static Places far_places(const int64_t *m, int64_t x, int64_t y, int64_t height, int64_t width) {
     Places p;
     for (int i = 0; i < LANES; i++) {
-        const int64_t a = (m[0] * (x + i) + m[1] * y + m[2] + ROUNDED) >> 5, b = (m[3] * (x + i) + m[4] * y + m[5] + ROUNDED) >> 5;
+        const int64_t a = (m[0] * (x + i) + m[1] * y + m[2] + ROUNDED) >> 5;
+        const int64_t b = (m[3] * (x + i) + m[4] * y + m[5] + ROUNDED) >> 5;
         const int64_t column = clipped(a >> 11, -BLACK, width), row = clipped(b >> 11, -BLACK, height);
         p.cell[i] = (row + BLACK) * (width + 2 * BLACK) + column + BLACK;
         p.right[i] = a & (UNIT - 1);
@@ -94,7 +95,7 @@ static int is_whole(const int64_t *m) {
     return llabs(m[0]) == ONE && !m[1] && !(m[2] & (ONE - 1)) && !m[3] && m[4] == ONE && !(m[5] & (ONE - 1));
 }
 
-/* Interpolate between a pixel of a plane and its right, lower and lower right neighbours; rows are `step` pixels apart. */
+/* Interpolate between pixels of a plane and their right, lower and lower right neighbours; rows are `step` apart. */
 INLINE void fetch_u8(const uint8_t *plane, Places p, int64_t step, uint8_t *out) {
     const ivec upper = gathered(plane, p.cell), under = gathered(plane + step, p.cell);
     const ivec a = (upper & 255) * UNIT + ((upper >> 8 & 255) - (upper & 255)) * p.right;
@@ -112,7 +113,8 @@ INLINE void fetch_f32(const float *plane, Places p, int64_t step, float *out) {
 }
 
 INLINE void colour_u8(uint8_t *p, int64_t size, const Row *row) {
-    const int32_t gain = (int32_t)rintf(row->gain * ONE), offset = (int32_t)rintf(row->offset * (255.0f * ONE)) + ONE / 2;
+    const int32_t gain = (int32_t)rintf(row->gain * ONE);
+    const int32_t offset = (int32_t)rintf(row->offset * (255.0f * ONE)) + ONE / 2;
     for (int64_t i = 0; i < size; i++) p[i] = clipped32((gain * p[i] + offset) >> 16, 0, 255);
 }
 

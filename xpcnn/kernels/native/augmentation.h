@@ -24,7 +24,8 @@ static void OF(shift)(const PIXEL *from, PIXEL *to, const Augment *a, const int6
 static void OF(warp)(const PIXEL *from, PIXEL *to, const Augment *a, const int64_t *m, PIXEL *plane) {
     const int64_t w = a->width, h = a->height, step = w + 2 * BLACK, near = are_near(m, h, w);
     for (int64_t c = 0; c < a->channels; c++, from += h * w, to += h * w) {
-        for (int64_t y = 0; y < h; y++) memcpy(plane + (y + BLACK) * step + BLACK, from + y * w, (size_t)w * sizeof *to);
+        for (int64_t y = 0; y < h; y++)
+            memcpy(plane + (y + BLACK) * step + BLACK, from + y * w, (size_t)w * sizeof *to);
         for (int64_t y = 0; y < h; y++)
             for (int64_t x = 0; x < w; x += LANES) {
                 PIXEL values[LANES];
@@ -53,7 +54,8 @@ static void OF(change)(const PIXEL *from, PIXEL *to, const Augment *a, const Row
 }
 
 /* One row of an image with its partner's. */
-static void OF(mix_row)(const PIXEL *own, const PIXEL *other, PIXEL *out, const Row *row, Box box, int64_t y, int64_t width) {
+static void OF(mix_row)(const PIXEL *own, const PIXEL *other, PIXEL *out, const Row *row, Box box, int64_t y,
+                        int64_t width) {
     OF(mix)(own, other, out, width, row->mix);
     if (y >= box.top && y < box.bottom && box.right > box.left)
         memcpy(out + box.left, other + box.left, (size_t)(box.right - box.left) * sizeof *out);
