@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import Lazy, assert_held, held, network, pictures, records, trainer
+from tiny import Lazy, assert_held, held, pictures, records, trainer
 
 import xpcnn as xc
 from xpcnn import layers as la
@@ -53,6 +53,9 @@ CASES = {
 }
 
 
+EMULATED = ("sgd-ema", "auto"), ("rmsprop-everything", "auto"), ("sgd-clipped", "off")
+
+
 def stopped(case, backend, where, path, train=None, **options):
     """Train until after a step (or, at a negative number, an epoch) and save there; return losses, epochs and a note."""
     one = case.begin(backend, **options)
@@ -76,14 +79,17 @@ def stopped(case, backend, where, path, train=None, **options):
 @pytest.mark.parametrize("capture", ["auto", "off"])
 def test_it_goes_on_from_after_every_step(arrays, name, capture, tmp_path):
     """The stops are after each step and after each epoch, the one before training included."""
+    quick = arrays.id in ("numpy", "torch", "cupy")
     if arrays.id not in ("numpy", "torch", "numpy-as-cuda", "cupy") or (capture == "off" and "cu" not in arrays.id):
         pytest.skip("says nothing new")
+    if not quick and (name, capture) not in EMULATED:
+        pytest.skip("takes long where CUDA is emulated")
     case, path = CASES[name], tmp_path / "checkpoint"
     whole, told = case.begin(arrays.backend, capture=capture), []
     history = case.fit(whole, on_epoch=lambda epoch, losses: told.append((epoch, losses)))
     expected, steps = held(whole), whole.steps
     assert steps == EPOCHS * (3 if "drop_last" in case.fitting else 4)
-    for where in (*range(1, steps + 1), *range(-1, -1 - EPOCHS, -1)):
+    for where in (*range(1, steps + 1), *range(-1, -1 - EPOCHS, -1)) if quick else (2, 4, 7, -2):
         before, note = stopped(case, arrays.backend, where, path, capture=capture)
         assert note == "" or not name.startswith("sgd")  # these are recorded, where a backend can
         after = case.begin(arrays.backend, capture=capture)
@@ -128,8 +134,8 @@ def test_saving_in_callbacks_changes_nothing(arrays, tmp_path):
     np.testing.assert_array_equal(at_end["average/affine1/weight"], expected["shown/affine1/weight"])
 
 
-@pytest.mark.parametrize("pair", [("numpy", "torch"), ("torch", "numpy"), ("numpy", "numpy-as-cuda")])
-def test_it_goes_on_on_another_device(pair, tmp_path, request, monkeypatch):
+@pytest.mark.parametrize("pair", [("numpy", "torch"), ("torch", "numpy"), ("numpy", "numpy-as-cuda")], ids="-to-".join)
+def test_it_goes_on_on_another_device(pair, tmp_path, monkeypatch):
     """What ends close to the uninterrupted run went on from the same arrays; compared in float64."""
     from conftest import installed, make_arrays
 
@@ -255,7 +261,7 @@ def test_what_is_not_finite_is_not_saved(saved, where):
     one = CASES["sgd-ema"].begin("cpu")
     params, state = one.model.parameters(), one.model.state()
     one.progress.losses, one.progress.batch = [0.5, float("nan") if where == "loss" else 0.5], 2
-    statistic = next(path for path in state if path.endswith("running_var"))
+    statistic = next(path for path in state if path.endswith("/var"))
     path = {"loss": "the loss", "weight": "parameters/affine1/bias", "state": f"state/{statistic}"}[where]
     for arrays in (params, state):
         name = path.partition("/")[2]
@@ -282,8 +288,3 @@ def test_a_save_that_fails_leaves_the_old_one(saved, monkeypatch):
         assert saved.read_bytes() == before
         assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
-
-def test_the_network_of_these_tests_forgets_nothing():
-    """It has state and masks, or these tests would show less than they say."""
-    assert network().state((1, 6, 6))
-    assert any(type(layer).__name__ == "Dropout" for layer in network().layers)

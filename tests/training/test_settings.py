@@ -27,6 +27,10 @@ def test_the_defaults_are_the_books_experiment():
     assert from_tables() == from_tables({}) == from_tables({"train": {}, "augment": {}}) == found
 
 
+def brief(value):
+    return str(value)[:12]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -76,6 +80,7 @@ def test_the_defaults_are_the_books_experiment():
         ("checkpoint_every", math.nan, "not 'nan'."),
         ("checkpoint_every", "", "not ''."),
     ],
+    ids=brief,
 )  # fmt: skip
 def test_what_is_wrong_is_named(name, value, says):
     """Whether it comes from a table or from Python."""
@@ -94,6 +99,7 @@ def test_what_is_wrong_is_named(name, value, says):
         ("flip", 1, "flip must be true or false, not 1."), ("rotate", 200, "rotate"), ("rotate", "far", "'far'"),
         ("mixup", -0.5, "mixup"), ("scale", HUGE, "scale must be"), ("cutout", "none", "cutout"),
     ],
+    ids=brief,
 )  # fmt: skip
 def test_what_is_wrong_in_augmentation_is_named(name, value, says):
     with pytest.raises(XpcnnError) as caught:

@@ -23,7 +23,7 @@ from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch
-from xpcnn.training.build import Job, build, read_tables, recipe_tables, recipes, usual
+from xpcnn.training.build import Job, build, read_tables, recipe_tables, recipes, resolved, usual
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run, check_board, resumable_settings
 from xpcnn.training.settings import OPEN_NAMES, Settings, assignments, duration, from_tables
 
@@ -109,7 +109,7 @@ def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool)
     backend = resolve_backend(settings.device)
     if settings.tensorboard:
         check_board()
-    settings = _with_whole_paths(settings)
+    settings = _with_whole_paths(resolved(settings))
     job = build(settings, backend, None if quiet else _download_line())
     trainer = job.trainer
     plan = trainer.plan(min(settings.batch_size, len(job.train))) if trainer.max_memory else None
@@ -129,31 +129,41 @@ def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool)
         return _run(job, run, show, request, _heading(job, backend, plan), quiet)
 
 
+class _Course:
+    """What is done after each step and epoch of a run, and when it is over."""
+
+    def __init__(self, job: Job, run: Run, show: View, request: Request) -> None:
+        limit = job.settings.time_limit
+        self._end = None if limit is None else time.monotonic() + duration("time_limit", limit)
+        self._job, self._run, self._show, self._request = job, run, show, request
+        self._noted = False
+
+    def is_over(self) -> bool:
+        """Whether a signal or the time limit ends it."""
+        return self._request.signal is not None or (self._end is not None and time.monotonic() >= self._end)
+
+    def on_step(self, epoch: int, images: int) -> bool:
+        """Move the bar, and save a checkpoint if it is time for one."""
+        self._show.move(epoch, images)
+        self._run.step()
+        return self.is_over()
+
+    def on_epoch(self, epoch: Epoch, losses: list[float]) -> bool:
+        """Record an epoch and print its line."""
+        trainer, run = self._job.trainer, self._run
+        run.record(replace(epoch, lr=self._job.schedule(trainer.steps - 1) if trainer.steps else None), losses)
+        if trainer.capture_note and not self._noted:
+            self._noted = True
+            self._show.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
+        self._show.say(_line(epoch, self._job.settings.epochs))
+        if run.is_out_of_patience:
+            self._show.say(f"no better for {run.waited} evaluations, so it ends here")
+        return run.is_out_of_patience or self.is_over()
+
+
 def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], quiet: bool) -> int:
     """Fit, and say at the end how it went."""
-    settings, trainer = job.settings, job.trainer
-    limit = None if settings.time_limit is None else time.monotonic() + duration("time_limit", settings.time_limit)
-    noted = [False]
-
-    def is_over() -> bool:
-        return request.signal is not None or (limit is not None and time.monotonic() >= limit)
-
-    def on_step(epoch: int, images: int) -> bool:
-        show.move(epoch, images)
-        run.step()
-        return is_over()
-
-    def on_epoch(epoch: Epoch, losses: list[float]) -> bool:
-        epoch = replace(epoch, lr=job.schedule(trainer.steps - 1) if trainer.steps else None)
-        run.record(epoch, losses)
-        if trainer.capture_note and not noted[0]:
-            noted[0] = True
-            show.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
-        show.say(_line(epoch, settings.epochs))
-        if run.is_out_of_patience:
-            show.say(f"no better for {run.waited} evaluations, so it ends here")
-        return run.is_out_of_patience or is_over()
-
+    settings, trainer, course = job.settings, job.trainer, _Course(job, run, show, request)
     try:
         with show:
             for text in heading:
@@ -161,17 +171,17 @@ def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], q
             history = trainer.fit(
                 job.train, job.test, epochs=settings.epochs, batch_size=settings.batch_size, augment=settings.augment,
                 drop_last=settings.drop_last, evaluate_train=settings.evaluate_train,
-                evaluate_every=settings.evaluate_every, on_step=on_step, on_epoch=on_epoch,
+                evaluate_every=settings.evaluate_every, on_step=course.on_step, on_epoch=course.on_epoch,
             )  # fmt: skip
     except XpcnnError as error:
         _draw(run)
         raise XpcnnError(f"{error} What was recorded until then is in {run.path}.") from None
     except KeyboardInterrupt:
         request.signal = request.signal or signal.SIGINT
-        return _interrupted(run, request, saved=trainer.is_busy)
-    if history.stopped and request.signal is not None and not run.is_finished:
-        return _interrupted(run, request, saved=False)
-    if history.stopped and is_over() and not run.is_finished:
+        return _interrupted(run, request, can_save=not trainer.is_busy)
+    if history.stopped and not run.is_finished:
+        if request.signal is not None:
+            return _interrupted(run, request, can_save=True)
         run.save()
         run.keep_something()
         _draw(run)
@@ -183,9 +193,9 @@ def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], q
     return 0
 
 
-def _interrupted(run: Run, request: Request, saved: bool) -> int:
+def _interrupted(run: Run, request: Request, can_save: bool) -> int:
     """Save what can be saved, say how to go on, and return the exit status."""
-    if not saved:
+    if can_save:
         run.save()
     run.keep_something()
     _draw(run)

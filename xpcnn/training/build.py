@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -113,6 +114,12 @@ def optimizer_of(settings: Settings, schedule: Callable[[int], float]) -> optim.
     options = {name: value for name, value in usual(settings).items() if name != "lr"} | given
     optimizer = make(schedule, **options)
     return optimizer if settings.clip_norm is None else optim.clip_by_norm(optimizer, settings.clip_norm)
+
+
+def resolved(settings: Settings) -> Settings:
+    """Return settings that say what the optimizer is given where nothing was set."""
+    left = {name: value for name, value in USUAL[settings.optimizer].items() if getattr(settings, name) is None}
+    return replace(settings, **left)
 
 
 def usual(settings: Settings) -> dict[str, Any]:
