@@ -30,12 +30,14 @@ ALONG = {  # what a distribution needs beside itself
     "pytest": ["pluggy", "iniconfig", "packaging"], "pytest-xdist": ["execnet"],
     "matplotlib": ["contourpy", "cycler", "fonttools", "kiwisolver", "packaging", "pyparsing", "python-dateutil"],
 }  # fmt: skip
-LIMITS = {"verify": 300, "tests": 900, "train": 120, "bench": 600}  # seconds; the keys are the parts
-QUICK = {"verify": 90, "tests": 240, "train": 60, "bench": 400}
+LIMITS = {"verify": 300, "tests": 900, "train": 120, "recipes": 300, "bench": 600}  # seconds; the keys are the parts
+QUICK = {"verify": 90, "tests": 240, "train": 60, "recipes": 90, "bench": 400}
 SPARE = 10  # seconds of a budget that are kept for writing the report
 DRY_TESTS = ["tests/test_house.py", "tests/test_backend.py"]
 DRY_BENCH = ["--dry-run", "--only", "step", "--networks", "simple_convnet", "--peers", ""]
 ENOUGH = 0.986  # of the test images
+RECIPES = {"mnist-fast": 0.99, "mnist-best": 0.995, "fashion-resnet": 0.93}  # and what they reach on a CPU
+DRY_RECIPE = ["--model", "lenet5", "--epochs", "1", "--batch-size", "1000", "--set", "warmup=0"]
 
 
 @dataclass
@@ -103,6 +105,7 @@ def read_options():
     parser.add_argument("report", nargs="?", type=Path, help="the JSON file to write")
     parser.add_argument("--parts", default=",".join(LIMITS), help="of %(default)s, which to run")
     parser.add_argument("--budget", type=int, default=0, help="seconds for everything; 540 with --quick, else 1800")
+    parser.add_argument("--data-dir", help="Fashion-MNIST's four files, for its recipe")
     parser.add_argument("--quick", action="store_true", help="backend tests on CuPy alone, a short bench")
     parser.add_argument("--dry-run", action="store_true", help="a little of everything, on the CPU: tries this script")
     options = parser.parse_args()
@@ -206,9 +209,7 @@ def train(check, limit):
         done = check.python(*command, limit=max(1.0, end - time.monotonic()))
         if done["rc"]:
             return {"ok": False, "summary": f"FAILED: {done['fault']}", "runs": runs, "tail": done["tail"]}
-        records = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        epochs = [record for record in records if "epoch" in record]
-        runs.append({"precision": precision, "wall_s": done["seconds"], "epochs": epochs})
+        runs.append({"precision": precision, "wall_s": done["seconds"], "epochs": read_epochs(out)})
     losses = [[epoch["loss"] for epoch in one["epochs"]] for one in runs]
     accuracy = min(one["epochs"][-1]["test_accuracy"] for one in runs)
     reached = [(one["precision"], 100 * one["epochs"][-1]["test_accuracy"], one["wall_s"]) for one in runs]
@@ -217,6 +218,36 @@ def train(check, limit):
     summary = f"of the test images {each}; losses of the first two {'the same' if same else 'NOT THE SAME'}"
     enough = accuracy >= ENOUGH or check.options.dry_run
     return {"ok": enough and same, "summary": summary, "same_losses_twice": same, "runs": runs}
+
+
+def recipes(check, limit):
+    """Train by recipes, and go on with the device where a run on the CPU was ended by its time limit."""
+    dry, data = DRY_RECIPE if check.options.dry_run else [], check.options.data_dir
+    names = ["mnist-fast"] if dry else [name for name in RECIPES if data or name != "fashion-resnet"]
+    jobs = {name: ["--recipe", name, *dry, "--device", check.device] for name in names}
+    if "fashion-resnet" in jobs:
+        jobs["fashion-resnet"] += ["--data-dir", data]
+    jobs["begun"] = ["--recipe", "mnist-fast", *dry, "--device", "cpu", "--time-limit", "3s"]
+    jobs["resumed"] = ["--resume", check.folder / "begun", "--device", check.device]
+    runs, end = [], time.monotonic() + limit
+    for name, options in jobs.items():
+        out = [] if name == "resumed" else ["--out", check.folder / name]
+        done = check.python("-m", "xpcnn", "train", *options, *out, limit=max(1.0, end - time.monotonic()))
+        if done["rc"]:
+            return {"ok": False, "summary": f"FAILED: {name}: {done['fault']}", "runs": runs, "tail": done["tail"]}
+        if name != "begun":
+            records = read_epochs(check.folder / ("begun" if name == "resumed" else name))
+            runs.append({"recipe": name, "wall_s": done["seconds"], "epochs": records})
+    reached = {one["recipe"]: one["epochs"][-1]["test_accuracy"] for one in runs}
+    enough = all(share >= RECIPES.get(name, RECIPES["mnist-fast"]) for name, share in reached.items())
+    summary = ", ".join(f"{one['recipe']} {100 * reached[one['recipe']]:.2f} %, {one['wall_s']:.1f} s" for one in runs)
+    return {"ok": enough or check.options.dry_run, "summary": summary, "runs": runs}
+
+
+def read_epochs(run):
+    """Return the epochs of a run's metrics."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [record for record in records if "epoch" in record]
 
 
 def bench(check, limit):
@@ -236,7 +267,7 @@ def bench(check, limit):
     return {"ok": done["rc"] == 0, "summary": summary, "found": found, "tail": done.get("tail", "")}
 
 
-PARTS = {"verify": verify, "tests": tests, "train": train, "bench": bench}
+PARTS = {"verify": verify, "tests": tests, "train": train, "recipes": recipes, "bench": bench}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+PART = ".part"  # how temporary files end
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -27,6 +29,36 @@ def write_whole(path: str | Path, content: bytes) -> None:
     _flush_directory(path.parent)
 
 
+def leftovers(directory: Path, names: Iterable[str]) -> list[Path]:
+    """Return the temporary files that killed processes left in a directory, of files with these names."""
+    return [path for name in names for path in directory.glob(f".{name}.*{PART}")]
+
+
+def held(directory: Path) -> int | None:
+    """Hold a directory until the returned handle is closed or the process ends, however it ends.
+
+    Where the system or the file system has no locks, None is returned.
+
+    Raises
+    ------
+    BlockingIOError
+        When another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
 def check_writable(path: str | Path) -> None:
     """Raise the OSError that `write_whole` would, before the work whose result is to be written."""
     path = Path(path)
@@ -41,7 +73,7 @@ def _temporary(path: Path) -> Iterator[str]:
     """Make a temporary file beside a path, and remove what is left of it; errors name the path."""
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         os.close(handle)
         yield temporary
     except OSError as error:

@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 
 import xpcnn as xc
-from xpcnn import DataError, layers
+from xpcnn import DataError, layers, optim
 from xpcnn.report.curves import draw_curves, running_mean
-from xpcnn.training.run import Run, open_run, to_toml
-from xpcnn.training.trainer import Epoch
-
-SETTINGS = {"model": "m", "dataset": "mnist", "data_dir": None}
+from xpcnn.training import Epoch
+from xpcnn.training.run import Run, open_run
+from xpcnn.training.settings import Settings, to_toml
 
 
 @pytest.fixture
 def model():
     return xc.Model(layers.Sequential(layers.Affine(2), input_shape=(3,)), "cpu")
+
+
+@pytest.fixture
+def make(tmp_path, model):
+    """Return a function that makes a run of some settings."""
+
+    def make(**settings):
+        return Run.create(tmp_path / "run", Settings(**settings), xc.Trainer(model, optim.sgd(0.1)), {"training": "0"})
+
+    return make
 
 
 def epoch(number, train, test):
@@ -42,30 +51,51 @@ def kept(run):
     [([0.9, 0.5, 0.8, 0.7], 2), ([0.1, 0.2, 0.3, 0.4], 3), ([0, 0.5, 0.5, 0.5], 1), ([1, 0, 0, 0], 1)],
 )
 @pytest.mark.parametrize("with_test", [True, False])
-def test_the_best_epochs_model_is_kept(tmp_path, model, tests, best, with_test):
+def test_the_best_epochs_model_is_kept(make, model, tests, best, with_test):
     """Of equals the first, and never the untrained one."""
-    run = Run.create(tmp_path / "run", SETTINGS, model)
+    run = make()
     for number, accuracy in enumerate(tests):
         mark(model, number)
         train, test = (0.5, accuracy) if with_test else (accuracy, None)
         run.record(epoch(number, train, test), [1.0, 2.0] if number else [])
     assert run.best.epoch == best
     assert kept(run) == best
+    assert run.waited == 3 - best
     run.keep_something()
     assert kept(run) == best
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("update") for line in lines] == [None, 1, 2, None, 3, 4, None, 5, 6, None]
 
 
-def test_something_is_kept_of_an_unfinished_epoch(tmp_path, model):
-    run = Run.create(tmp_path / "run", SETTINGS, model)
+def test_the_last_model_is_kept_where_it_is_asked_for(make, model):
+    run = make(keep="last")
+    for number, accuracy in enumerate((0.1, 0.9, None, 0.5)):
+        mark(model, number)
+        run.record(epoch(number, None, accuracy), [1.0] if number else [])
+    assert (run.best.epoch, run.waited, kept(run)) == (1, 1, 3)
+
+
+def test_patience_counts_evaluations(make, model):
+    """What is not measured is not waited for, and the untrained network is no mark."""
+    run = make(patience=2)
+    found = []
+    for number, accuracy in enumerate((0.9, 0.5, None, 0.4, 0.6, 0.6, None, 0.1)):
+        run.record(epoch(number, None, accuracy), [1.0] if number else [])
+        found.append((run.waited, run.is_out_of_patience))
+    assert [waited for waited, _ in found] == [0, 0, 0, 1, 0, 1, 1, 2]
+    assert [over for _, over in found] == [False] * 7 + [True]
+    assert run.is_finished
+
+
+def test_something_is_kept_of_an_unfinished_epoch(make, model):
+    run = make()
     mark(model, 0.25)
     run.keep_something()
     assert kept(run) == 0.25
 
 
-def test_a_failed_save_leaves_the_last_model(tmp_path, model, monkeypatch):
-    run = Run.create(tmp_path / "run", SETTINGS, model)
+def test_a_failed_save_leaves_the_last_model(make, model, monkeypatch):
+    run = make()
     mark(model, 1)
     run.record(epoch(1, 0.5, 0.5), [1.0])
 
@@ -77,7 +107,9 @@ def test_a_failed_save_leaves_the_last_model(tmp_path, model, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         run.record(epoch(2, 0.5, 0.6), [1.0])
     assert kept(run) == 1
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.toml", "metrics.jsonl", "model.safetensors"]
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.toml", "metrics.jsonl", "model.safetensors", "epochs.csv", "checkpoint.safetensors",
+    }  # fmt: skip
 
 
 def test_toml_reads_back_what_was_written():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,12 +13,22 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import xpcnn as xc
-from xpcnn.data import load_dataset
+from xpcnn.data import Augment, load_dataset
+from xpcnn.training.settings import Settings
 
 OPTIONS = {
     "model": "lenet5", "dataset": "mnist", "epochs": 2, "batch_size": 70, "optimizer": "sgd", "lr": 0.02, "seed": 5,
     "device": "cpu", "dtype": "float64", "precision": "float32", "conv_engine": "im2col",
-    "capture": "off",
+    "capture": "off", "validation": 0.25, "normalise": "standard", "momentum": 0.5, "weight_decay": 0.001,
+    "schedule": "cosine", "warmup": 0.5, "final_lr": 0.01, "step_epochs": 3.0, "step_factor": 0.2, "clip_norm": 5.0,
+    "label_smoothing": 0.1, "class_weights": "balanced", "ema": 0.9, "evaluate_every": 2, "keep": "last", "patience": 7,
+    "threads": 1, "time_limit": "1h", "checkpoint_every": "20s", "max_memory": "1GiB",
+}  # fmt: skip
+FLAGS = {"drop_last": False, "nesterov": True, "skip_bad": False, "evaluate_train": False, "tensorboard": False}
+NOT_GIVEN = {"image_size", "channels", "beta1", "beta2", "eps"}  # of other data sets and optimizers
+AUGMENT = {
+    "crop": 1, "flip": True, "rotate": 5.0, "translate": 0.1, "scale": 0.1, "brightness": 0.1, "contrast": 0.2,
+    "cutout": 3, "mixup": 0.2, "cutmix": 0.3,
 }  # fmt: skip
 FILES = {
     "config.toml", "metrics.jsonl", "model.safetensors", "curves.png", "epochs.csv", "checkpoint.safetensors",
@@ -87,12 +98,18 @@ def test_the_metrics_are_whole(run):
 
 
 def test_the_configuration_has_every_option_and_the_environment(call, few, tmp_path):
+    """None is left out of this test."""
     out = tmp_path / "new" / "run"
-    status, _, _ = call("train", *arguments(OPTIONS), "--data-dir", few, "--out", out, "--quiet")
-    assert status == 0
+    flags = [f"--{'' if on else 'no-'}{name.replace('_', '-')}" for name, on in FLAGS.items()]
+    augment = [word for name, value in AUGMENT.items() for word in ("--set", f"augment.{name}={json.dumps(value)}")]
+    status, _, err = call("train", *arguments(OPTIONS), *flags, *augment, "--data-dir", few, "--out", out, "--quiet")
+    assert (status, err) == (0, "")
     assert {path.name for path in out.iterdir()} == FILES
     config = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))
-    assert config["train"] == OPTIONS | {"data_dir": str(few)}
+    assert config["train"] == OPTIONS | FLAGS | {"data_dir": str(few)}
+    assert config["train"].keys() | NOT_GIVEN | {"augment"} == {one.name for one in fields(Settings)}
+    assert config["augment"] == AUGMENT
+    assert AUGMENT.keys() == {one.name for one in fields(Augment)}
     environment = config["environment"]
     assert environment["xpcnn"] == xc.__version__
     assert environment["numpy"] == np.__version__
@@ -151,7 +168,7 @@ def test_what_is_printed(call, few, tmp_path):
     shown = re.findall(r"train +([\d.]+) % +test +([\d.]+) %", text)
     assert shown == [(f"{100 * e['train_accuracy']:.2f}", f"{100 * e['test_accuracy']:.2f}") for e in epochs]
     assert f"Best test accuracy: {100 * best_of(epochs):.2f} %" in text
-    for name in FILES:
+    for name in FILES - {"checkpoint.safetensors"}:
         assert name in text
     assert f"evaluate {out}" in text
     assert "\x1b" not in text

@@ -138,9 +138,9 @@ def test_what_has_no_classes(root, tmp_path):
     (tmp_path / "file").touch()
     assert "is a file" in refusal(tmp_path / "file")
     fill(root, {".": 3})
-    assert "has 0 directories of pictures" in refusal(root)
+    assert "has no directories of pictures" in refusal(root)
     fill(root, {"only": 3})
-    assert "has 1 directories of pictures" in refusal(root)
+    assert "has only one directory of pictures" in refusal(root)
     (root / "empty").mkdir()
     assert f"the class {root / 'empty'} has no pictures" in refusal(root)
     (root / "empty" / "notes.txt").touch()
@@ -476,3 +476,14 @@ def test_a_directory_that_may_not_be_read(root):
         assert "cannot be listed: Permission denied" in refusal(root)
     finally:
         (root / "a").chmod(0o700)
+
+
+def test_links_in_a_circle_are_pictures_that_cannot_be_read_and_no_classes(root):
+    fill(root, {"a": 5, "b": 5})
+    (root / "a" / "loop.png").symlink_to("loop.png")
+    (root / "c").symlink_to("c")
+    assert "loop.png does not exist or is not a file" in refusal(root)
+    train, test = load(root, skip_bad=True)
+    assert train.classes == ("a", "b")
+    assert len(train) + len(test) == 10
+    assert [path for path, _ in train.skipped] == [str(root / "a" / "loop.png")]

@@ -109,7 +109,7 @@ def test_without_a_test_part_each_class_is_split(path):
         ({"x_test": GREY, "y_test": LABELS}, "has no x_train and no y_train"),
         ({"images": GREY.astype(np.float32), "labels": LABELS}, "has the type float32; images are uint8"),
         ({"images": GREY[0], "labels": LABELS}, "has the shape (5, 4)"),
-        ({"images": GREY[:0], "labels": LABELS[:0]}, "has the shape (0, 5, 4)"),
+        ({"images": GREY[:0], "labels": LABELS[:0]}, "holds no images (shape (0, 5, 4))"),
         ({"images": GREY, "labels": LABELS[:5]}, "has the shape (5,); for 6 images it must be (6,)"),
         ({"images": GREY, "labels": np.eye(6, dtype=int)}, "has the shape (6, 6)"),
         ({"images": GREY, "labels": LABELS / 2}, "has the type float64; labels are whole numbers"),
@@ -127,7 +127,7 @@ def test_without_a_test_part_each_class_is_split(path):
             {"images": np.zeros((6, 3, 9, 3), np.uint8), "labels": LABELS},
             "both the second and the last have the length 1 or 3",
         ),
-        ({"images": np.zeros((6, 4, 9, 4), np.uint8), "labels": LABELS}, "neither the second and the last has"),
+        ({"images": np.zeros((6, 4, 9, 4), np.uint8), "labels": LABELS}, "neither the second nor the last has"),
     ],
 )
 def test_arrays_that_do_not_fit(path, members, says):

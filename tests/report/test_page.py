@@ -277,3 +277,44 @@ def test_what_is_no_run(tmp_path):
     ):
         with pytest.raises(xc.DataError, match=says):
             read_facts(tmp_path / name)
+
+
+BIG = "1" + "0" * 400  # a whole number that is no float
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f'{{"update": {n}, "loss": {loss}}}' for n, loss in enumerate(("1e308", "-1e308", "3"))],
+        [f'{{"update": {n}, "loss": {10.0 ** (-10 * n)}}}' for n in range(1, 33)],
+        [
+            f'{{"epoch": {n}, "test_accuracy": {value}, "seconds": 1e308}}'
+            for n, value in enumerate(("1e308", "-1e308"))
+        ],
+        [f'{{"epoch": 1, "test_accuracy": {BIG}, "loss": {BIG}}}', f'{{"epoch": {BIG}}}'],
+    ],
+    ids=["losses", "small losses", "figures", "whole numbers"],
+)
+def test_numbers_near_infinity(tmp_path, lines):
+    """They are left out of the charts, or shown; the page is made."""
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    write_report(tmp_path / "page.html", tmp_path / "run")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"\b(nan|inf|Infinity)\b", text)
+
+
+@pytest.mark.parametrize("line", [f'{{"update": 1, "loss": {BIG}}}', '{"epoch": Infinity}'])
+def test_numbers_that_no_run_records(tmp_path, line):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{line}\n\n")
+    with pytest.raises(xc.DataError, match="is damaged in line 1"):
+        write_report(tmp_path / "page.html", tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["environment = 3\n[train]\n", "train = 3\n", "augment = []\n[train]\n"])
+def test_a_configuration_without_tables(tmp_path, text):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text(text)
+    with pytest.raises(xc.DataError, match=r"is not a run's configuration \(\w+ is not a table\)"):
+        write_report(tmp_path / "page.html", tmp_path / "run")

@@ -59,7 +59,7 @@ def test_the_shell_script_tries_all_parts(tmp_path):
     found = json.loads(report.read_text())
     assert found["tests"]["counts"]["passed"] > 10
     assert found["train"]["same_losses_twice"]
-    assert [found[part]["ok"] for part in ("verify", "tests", "train", "bench")] == [True] * 4
+    assert [found[part]["ok"] for part in ("verify", "tests", "train", "recipes", "bench")] == [True] * 5
 
 
 def test_a_budget_that_is_spent_leaves_parts_out_and_is_no_success(tmp_path):
@@ -73,7 +73,7 @@ def test_a_budget_that_is_spent_leaves_parts_out_and_is_no_success(tmp_path):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (["--parts", "verify,timings"], "takes some of verify,tests,train,bench, not 'timings'"),
+        (["--parts", "verify,timings"], "takes some of verify,tests,train,recipes,bench, not 'timings'"),
         (["--budget", "-1"], "must be seconds, not -1"),
     ],
 )

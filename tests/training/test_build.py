@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ STEPS = 5  # a pass
 @pytest.fixture
 def file(tmp_path):
     """Return a data set as a file: 12×12 images, six of class 0, three of class 1, one of class 2."""
-    images, labels = np.random.default_rng(0).integers(0, 256, (10, 12, 12), np.uint8), np.array([0] * 6 + [1] * 3 + [2])
+    images, labels = (
+        np.random.default_rng(0).integers(0, 256, (10, 12, 12), np.uint8),
+        np.array([0] * 6 + [1] * 3 + [2]),
+    )
     np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
     return f"npz:{tmp_path / 'data.npz'}"
 
@@ -38,8 +42,12 @@ def test_schedules():
     assert rates(schedule="cosine") == pytest.approx([0.1 * (1 + math.cos(math.pi * t / 20)) for t in range(20)])
     found = rates(schedule="cosine", final_lr=0.5)
     assert found == pytest.approx([0.2 * (0.5 + 0.25 * (1 + math.cos(math.pi * t / 20))) for t in range(20)])
-    assert rates(schedule="step", step_epochs=1, step_factor=0.5) == pytest.approx([0.2 / 2 ** (t // 5) for t in range(20)])
-    assert rates(schedule="step", step_epochs=1.5) == pytest.approx([0.2 / 10 ** (t // 8) for t in range(20)])  # 7.5 to even
+    assert rates(schedule="step", step_epochs=1, step_factor=0.5) == pytest.approx(
+        [0.2 / 2 ** (t // 5) for t in range(20)]
+    )
+    assert rates(schedule="step", step_epochs=1.5) == pytest.approx(
+        [0.2 / 10 ** (t // 8) for t in range(20)]
+    )  # 7.5 to even
     assert rates(schedule="step") == [0.2] * 20  # the first drop is after ten epochs
     assert rates(schedule="step", step_epochs=0.01, step_factor=0.5) == pytest.approx([0.2 / 2**t for t in range(20)])
     assert rates(schedule="step", step_epochs=1e308) == [0.2] * 20
@@ -57,8 +65,8 @@ def test_one_cycle(warmup, top):
     """Without a word, the rise takes 30 % of 20 steps: the sixth is the highest."""
     found = rates(schedule="one-cycle", warmup=warmup, final_lr=0.1)
     assert found[top] == pytest.approx(0.2)
-    assert all(a < b for a, b in zip(found[:top], found[1 : top + 1], strict=True))
-    assert all(a > b for a, b in zip(found[top:], found[top + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(found[: top + 1]))
+    assert all(a > b for a, b in pairwise(found[top:]))
     assert found[-1] == pytest.approx(0.02)
 
 
@@ -120,7 +128,9 @@ def test_every_optimizer_has_a_usual_rate():
 def test_clipping():
     """A gradient of norm 5 becomes one of norm 0.1."""
     optimizer = optimizer_of(Settings(optimizer="sgd", momentum=0, clip_norm=0.1), lambda step: 1.0)
-    params, _ = optimizer.update({"w": np.array([3.0]), "v": np.array([4.0])}, {}, {"w": np.zeros(1), "v": np.zeros(1)}, 0)
+    params, _ = optimizer.update(
+        {"w": np.array([3.0]), "v": np.array([4.0])}, {}, {"w": np.zeros(1), "v": np.zeros(1)}, 0
+    )
     np.testing.assert_allclose([params["w"][0], params["v"][0]], [-0.06, -0.08], rtol=1e-12)
 
 
@@ -131,7 +141,10 @@ def test_clipping():
         ({"optimizer": "adam", "weight_decay": 0.1}, "adam has no weight_decay; it has lr, beta1, beta2, eps."),
         ({"optimizer": "sgd", "beta1": 0.9}, "sgd has no beta1; it has lr, momentum, nesterov, weight_decay."),
         ({"optimizer": "muon", "eps": 0.9}, "muon has no eps; it has lr, momentum, nesterov, weight_decay."),
-        ({"optimizer": "rmsprop", "nesterov": True}, "rmsprop has no nesterov; it has lr, momentum, weight_decay, eps."),
+        (
+            {"optimizer": "rmsprop", "nesterov": True},
+            "rmsprop has no nesterov; it has lr, momentum, weight_decay, eps.",
+        ),
         ({"optimizer": "sgd", "nesterov": True, "momentum": 0}, "nesterov"),
     ],
 )

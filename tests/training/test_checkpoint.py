@@ -89,7 +89,7 @@ def test_it_goes_on_from_after_every_step(arrays, name, capture, tmp_path):
     history = case.fit(whole, on_epoch=lambda epoch, losses: told.append((epoch, losses)))
     expected, steps = held(whole), whole.steps
     assert steps == EPOCHS * (3 if "drop_last" in case.fitting else 4)
-    for where in (*range(1, steps + 1), *range(-1, -1 - EPOCHS, -1)) if quick else (2, 4, 7, -2):
+    for where in (*range(1, steps + 1), *range(-1, -1 - EPOCHS, -1)) if quick else (2, 5):
         before, note = stopped(case, arrays.backend, where, path, capture=capture)
         assert note == "" or not name.startswith("sgd")  # these are recorded, where a backend can
         after = case.begin(arrays.backend, capture=capture)
@@ -124,7 +124,7 @@ def test_saving_in_callbacks_changes_nothing(arrays, tmp_path):
     case.fit(saving, on_step=on_step, on_epoch=lambda epoch, losses: save())
     expected = held(quiet)
     assert_held(saving, expected)
-    for path in names:
+    for path in names if arrays.id != "numpy-as-cuda" else names[5:6]:
         after = case.begin(arrays.backend)
         after.restore(path)
         case.fit(after)
@@ -201,6 +201,18 @@ def test_another_training_is_refused(saved, other, says):
     assert "\n" not in str(caught.value)
     assert_held(one, before)
     assert (one.steps, one.restored) == (0, False)
+
+
+def test_it_goes_on_with_batches_of_the_same_size(tmp_path, arrays):
+    if arrays.id not in ("numpy", "array_api_strict"):
+        pytest.skip("says nothing new")
+    case = CASES["sgd-ema"]
+    stopped(case, arrays.backend, 3, tmp_path / "saved")
+    after = case.begin(arrays.backend)
+    after.restore(tmp_path / "saved")
+    with pytest.raises(xc.XpcnnError, match="stopped after batch 3, but an epoch has 2 batches"):
+        after.fit(pictures(), epochs=2, batch_size=11)
+    assert after.steps == 3
 
 
 def test_a_model_is_no_checkpoint_and_a_checkpoint_no_model(saved, tmp_path):
@@ -287,4 +299,3 @@ def test_a_save_that_fails_leaves_the_old_one(saved, monkeypatch):
                 one.save(saved)
         assert saved.read_bytes() == before
         assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-

@@ -43,10 +43,21 @@ def capture(request):
     return request.param
 
 
+EMULATED = (
+    "test_a_step_too_far",
+    "test_a_restored_epoch_names_the_same",
+    "test_the_last_update_of_an_epoch[auto-numpy-as-cuda-8]",
+)
+
+
 @pytest.fixture
-def backend(arrays, capture):
+def backend(arrays, capture, request):
     if arrays.id not in ("numpy", "numpy-as-cuda", "torch", "cupy") or (capture == "off" and "cu" not in arrays.id):
         pytest.skip("says nothing new")
+    if arrays.id == "numpy-as-cuda" and (
+        capture == "off" or not {request.node.originalname, request.node.name} & set(EMULATED)
+    ):
+        pytest.skip("takes long where CUDA is emulated")
     return arrays.backend
 
 
@@ -78,7 +89,10 @@ def test_a_step_too_far(backend, capture):
     one = trainer(backend, optim.sgd(schedule), net=deep(), capture=capture)
     done = []
     says = fails(one, on_step=lambda epoch, images: done.append((epoch, images)))
-    assert says == f"the loss is no longer a number in step 7, in epoch 2: affine2 is the first layer whose output is not finite{CURES}"
+    assert (
+        says
+        == f"the loss is no longer a number in step 7, in epoch 2: affine2 is the first layer whose output is not finite{CURES}"
+    )
     assert (one.steps, one.progress.batch) == (6, 2)
     assert is_finite(one)
     assert done[-1] == (2, 12) or backend.name != "numpy" or len(done) == 8  # NumPy sees it at once, graphs at the end
@@ -117,7 +131,8 @@ def test_weights_that_are_no_numbers(backend, capture):
 
 def test_a_loss_of_ones_own(backend, capture):
     def forward(y, t):
-        return array_namespace(y).mean(y) * float("nan"), y
+        zero = array_namespace(y).mean(y * 0.0)
+        return zero / zero, y
 
     one = trainer(backend, optim.sgd(1e-3), net=deep(), capture=capture, loss=(forward, lambda y: y))
     assert "in step 1, in epoch 1: every layer's output is finite, but the loss is not" in fails(one)
@@ -175,4 +190,3 @@ def test_with_augmentation_and_averages(backend, capture):
     assert "in step 7, in epoch 2: affine2 is the first layer" in says
     assert is_finite(one)
     assert all(np.isfinite(one.model.backend.to_numpy(a)).all() for a in one.average.values())
-

@@ -195,7 +195,10 @@ def test_wrong_arguments_are_named(rng):
 
 def test_a_loss_that_is_no_number_stops_training(rng):
     trainer = xc.Trainer(xc.Model(small(), "cpu"), optim.sgd(1e30))
-    with np.errstate(all="ignore"), pytest.raises(xc.XpcnnError, match="no longer a number in step 2, in epoch 1: affine1 is the first layer"):
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(xc.XpcnnError, match="no longer a number in step 2, in epoch 1: affine1 is the first layer"),
+    ):
         trainer.fit(blobs(rng, 20), epochs=3, batch_size=5)
 
 

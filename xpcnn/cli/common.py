@@ -54,8 +54,13 @@ def precision_option(command: Command) -> Command:
 
 def fail(sentence: str) -> int:
     """Say what is wrong, in one line, and return 2."""
-    click.echo(f"xpcnn: error: {' '.join(sentence.split())}", err=True)
+    click.echo(f"xpcnn: error: {printable(' '.join(sentence.split()))}", err=True)
     return 2
+
+
+def printable(text: str) -> str:
+    """Return a text, such as a file's or a class's name, without what a terminal would obey or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def open_for_use(run: str, device: str, precision: str = "float32") -> tuple[Model, dict[str, Any]]:
@@ -74,12 +79,14 @@ def load_for(
 ) -> tuple[Source, Source]:
     """Return a data set's two parts, or raise if the model cannot take its images or tell its classes.
 
-    A run's settings say how its own data set is read; any other is brought to the model's size of images.
+    A run's settings say how its own data set is read and divided, also where it lies elsewhere now; a folder's images
+    are brought to the model's size.
     """
     from xpcnn.training.settings import reading
 
     height, width = model.input_shape[1:] if len(model.input_shape) == 3 else (None, None)
-    options = reading(settings) if settings and settings.get("dataset") == name else {}
+    kinds = [text.partition(":")[0] for text in (name, (settings or {}).get("dataset", ""))]
+    options = reading(settings) if settings and kinds[0] == kinds[1] else {}
     if name.startswith("folder:"):
         options |= {"image_size": (height, width), "channels": model.input_shape[0]}
     train, test = load_dataset(name, data_dir, **options)

@@ -14,6 +14,7 @@ from xpcnn.cli.common import (
     load_for,
     open_for_use,
     precision_option,
+    printable,
     threads_option,
 )
 from xpcnn.errors import XpcnnError
@@ -42,7 +43,7 @@ def evaluate_command(
     from xpcnn.report.measure import measure
 
     model, settings = open_for_use(run, device, precision)
-    name = dataset or model.dataset
+    name = dataset or settings.get("dataset") or model.dataset
     if not name:
         raise XpcnnError(f"{run} does not say what it was trained on; name it with --dataset.")
     if name == settings.get("dataset"):
@@ -54,7 +55,8 @@ def evaluate_command(
         head = {"dataset": name, "split": split, "images": len(data), "accuracy": found.top1, "loss": measured.loss}
         click.echo(json.dumps(head | found.as_dict()))
         return
-    click.echo(f"{name}, {split} set: {100 * found.top1:.2f} % of {len(data):,} images right, loss {measured.loss:.5f}")
+    right = f"{100 * found.top1:.2f} % of {len(data):,} images right"
+    click.echo(f"{printable(name)}, {split} set: {right}, loss {measured.loss:.5f}")
     if found.top5 is not None:
         click.echo(f"{100 * found.top5:.2f} % have their class among the five likeliest")
     for line in _table(found):
@@ -63,9 +65,10 @@ def evaluate_command(
 
 def _table(found: Classification) -> Iterator[str]:
     """Yield the lines of a table of the classes and, below, the means of those that occur."""
-    width = max(map(len, (*found.classes, "class")))
+    names = [printable(name) for name in found.classes]
+    width = max(map(len, (*names, "class")))
     yield f"\n{'class':<{width}}   images  precision   recall       F1"
-    rows = zip(found.classes, found.support, found.precision, found.recall, found.f1, strict=True)
+    rows = zip(names, found.support, found.precision, found.recall, found.f1, strict=True)
     for name, images, *shares in rows:
         yield f"{name:<{width}} {images:>8,} {_percents(shares)}"
     yield f"{'mean':<{width}} {'':>8} {_percents(list(found.macro.values()))}"

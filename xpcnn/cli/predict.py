@@ -16,7 +16,8 @@ from typing import Any
 import click
 import numpy as np
 
-from xpcnn.cli.common import device_option, fail, open_for_use, precision_option, threads_option
+from xpcnn.cli.common import device_option, fail, open_for_use, precision_option, printable, threads_option
+from xpcnn.data.listing import SUFFIXES
 from xpcnn.data.picture import POLARITIES
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.kernels.threads import thread_count
@@ -29,7 +30,6 @@ Form = Callable[
     [Iterable[list[Result]], int], Iterator[str]
 ]  # batches of results and how many classes of each, to text
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")  # taken from folders
 MOST_AT_ONCE = 256  # pictures, unless asked otherwise
 LONGEST = 1 << 16  # bytes of a path on standard input
 
@@ -66,9 +66,9 @@ def predict_command(
     """Classify pictures of any size with RUN (a run's directory or a model file).
 
     PATH is a picture, a folder, or - for a list of them on standard input, one a line. Of a folder, all files named
-    .png, .jpg, .jpeg, .bmp, .gif or .webp are taken, in order of their names, then those of the folders in it; hidden
-    ones are left out. Any number of pictures are done in bounded memory, and each batch is printed at once. Files that
-    cannot be read are named, the others done; the exit status is 2 then.
+    .png, .jpg, .jpeg, .jpe, .jfif, .bmp, .gif or .webp are taken, in order of their names, then those of the folders in
+    it; hidden ones are left out. Any number of pictures are done in bounded memory, and each batch is printed at once.
+    Files that cannot be read are named, the others done; the exit status is 2 then.
 
     A picture is made ready as in training. For a model of a folder of pictures, by that data set's rule. For others it
     is made grey if the model is, inverted if it is dark ink on a light ground, and brought to the model's size: for
@@ -99,7 +99,7 @@ class _Faults:
 
     def __call__(self, fault: str) -> None:
         self.count += 1
-        fail(_printable(" ".join(fault.split())))
+        fail(fault)
 
 
 def _check(model: Model, run: str) -> None:
@@ -245,12 +245,10 @@ def _as_table(batches: Iterable[list[Result]], _: int) -> Iterator[str]:
     """Return lines for people, aligned within each batch and never narrower than before."""
     width = 0
     for results in batches:
-        names = [_printable(result["image"]) for result in results]
+        names = [printable(result["image"]) for result in results]
         width = max(width, *map(len, names))
         for name, result in zip(names, results, strict=True):
-            best = "   ".join(
-                f"{_printable(p['class'])} {100 * p['probability']:6.2f} %" for p in result["predictions"]
-            )
+            best = "   ".join(f"{printable(p['class'])} {100 * p['probability']:6.2f} %" for p in result["predictions"])
             yield f"{name:<{width}}   {best}\n"
 
 
@@ -266,7 +264,7 @@ def _as_json(batches: Iterable[list[Result]], _: int) -> Iterator[str]:
 
 def _as_csv(batches: Iterable[list[Result]], top: int) -> Iterator[str]:
     """Return a table with the columns image, class1, probability1, class2, ..., and explanation if there is one."""
-    show = _printable if sys.stdout.isatty() else str
+    show = printable if sys.stdout.isatty() else str
     header = ["image", *(f"{word}{number}" for number in range(1, top + 1) for word in ("class", "probability"))]
     first = True
     for results in batches:
@@ -282,8 +280,3 @@ def _as_csv(batches: Iterable[list[Result]], top: int) -> Iterator[str]:
         yield text.getvalue()
     if first:
         yield ",".join(header) + "\n"
-
-
-def _printable(text: str) -> str:
-    """Return a text without what a terminal would obey or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--images", type=click.IntRange(0, 12), default=4, show_default=True, help="Images to look into.")
 @click.option("--max-mistakes", type=click.IntRange(0, 48), default=24, show_default=True, help="Mistakes to show.")
+@click.option("--dataset", metavar="NAME", help="Where the data set is now.  [default: where the run had it]")
 @data_dir_option
 @device_option
 @threads_option
@@ -34,6 +35,7 @@ def report_command(
     compare: tuple[str, ...],
     images: int,
     max_mistakes: int,
+    dataset: str | None,
     data_dir: str | None,
     device: str,
 ) -> None:
@@ -49,7 +51,7 @@ def report_command(
     facts = read_facts(run)
     out = out or str(facts.path / "report.html")
     check_writable(out)
-    model, data, notes = _opened(run, data_dir, device)
+    model, data, notes = _opened(run, dataset, data_dir, device)
     write_report(
         out, run, compare=compare, model=model, data=data, images=images, most_mistakes=max_mistakes, notes=notes
     )
@@ -58,7 +60,9 @@ def report_command(
     click.echo(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB, open it in a browser.")
 
 
-def _opened(run: str, data_dir: str | None, device: str) -> tuple[Model | None, Source | None, list[str]]:
+def _opened(
+    run: str, dataset: str | None, data_dir: str | None, device: str
+) -> tuple[Model | None, Source | None, list[str]]:
     """Return the run's model and its test images, or None and a sentence about why not."""
     from xpcnn.training.run import MODEL
 
@@ -66,7 +70,7 @@ def _opened(run: str, data_dir: str | None, device: str) -> tuple[Model | None, 
     if path.is_dir() and not (path / MODEL).exists():
         return None, None, ["There is no model yet, so nothing is shown that needs one."]
     model, settings = open_for_use(run, device)
-    name = settings.get("dataset") or model.dataset
+    name = dataset or settings.get("dataset") or model.dataset
     if not name:
         return model, None, ["The run does not say what it was trained on, so there are no images."]
     try:

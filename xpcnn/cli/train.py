@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from xpcnn.backend import resolve_backend
+from xpcnn.cli.common import printable
 from xpcnn.cli.progress import View, view
 from xpcnn.cli.stopping import Request, heeding_signals
 from xpcnn.errors import XpcnnError
@@ -101,7 +102,7 @@ def _resumed(run: str, given: dict[str, Any], others: dict[str, Any]) -> Setting
     if wrong:
         allowed = ", ".join(f"--{name.replace('_', '-')}" for name in CHANGEABLE)
         raise XpcnnError(f"a run goes on with its own settings, so --resume takes no {wrong[0]}; it takes {allowed}.")
-    return replace(resumable_settings(run), **given)
+    return replace(resumable_settings(run), **{"time_limit": None} | given)  # whose limit was for that call
 
 
 def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool) -> int:
@@ -110,23 +111,32 @@ def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool)
     if settings.tensorboard:
         check_board()
     settings = _with_whole_paths(resolved(settings))
-    job = build(settings, backend, None if quiet else _download_line())
+    job = build(settings, backend, None if quiet else _progress_line(settings.dataset))
     trainer = job.trainer
     plan = trainer.plan(min(settings.batch_size, len(job.train))) if trainer.max_memory else None
     data = {"training": job.train.fingerprint(), "test": job.test.fingerprint()}
     run = Run.create(out, settings, trainer, data) if resume is None else Run.resume(resume, settings, trainer, data)
-    show = view(quiet, settings.epochs, len(job.train))
-    if run.is_finished:
-        all_done = trainer.progress.epoch > settings.epochs
-        reason = f"all its {settings.epochs} epochs are done" if all_done else "its patience came to an end"
-        click.echo(f"{run.path} is finished: {reason}.")
-        return 0
-    begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
-    if resume is not None:
-        where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
-        click.echo(f"going on with {run.path} {where}.", err=quiet)
-    with heeding_signals(trainer) as request, closing(run):
-        return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+    with closing(run):
+        if run.is_finished:
+            return _say_finished(run)
+        begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
+        if resume is not None:
+            where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
+            click.echo(f"going on with {run.path} {where}.", err=quiet)
+        show = view(quiet, settings.epochs, len(job.train))
+        with heeding_signals(trainer) as request:
+            return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+
+
+def _say_finished(run: Run) -> int:
+    """Say that there is nothing to go on with, and return the exit status."""
+    settings = run.settings
+    all_done = run.trainer.progress.epoch > settings.epochs
+    reason = f"all its {settings.epochs} epochs are done" if all_done else "its patience came to an end"
+    if not (run.path / CURVES).exists():  # killed at the very end
+        _draw(run)
+    click.echo(f"{run.path} is finished: {reason}.")
+    return 0
 
 
 class _Course:
@@ -211,13 +221,13 @@ def _how_to_resume(run: Run) -> str:
 def _heading(job: Job, backend: Any, plan: Any) -> list[str]:
     """Return what is said before training."""
     settings, model = job.settings, job.trainer.model
-    skipped = [f"left out {path}: {reason}" for path, reason in job.train.skipped + job.test.skipped]
+    skipped = [printable(f"left out {path}: {reason}") for path, reason in job.train.skipped + job.test.skipped]
     count = model.net.parameter_count(model.input_shape)
     return [
         *skipped,
         *([f"{len(skipped)} images that cannot be read were left out"] if skipped else []),
-        f"{settings.model} on {settings.dataset}: {len(job.train):,} training and {len(job.test):,} test images, "
-        f"{count:,} parameters",
+        f"{settings.model} on {printable(settings.dataset)}: {len(job.train):,} training and {len(job.test):,} test "
+        f"images, {count:,} parameters",
         f"{job.trainer.optimizer.name}, lr {usual(settings)['lr']:g}, "
         f"batch size {settings.batch_size}, seed {settings.seed}, "
         f"{settings.dtype if settings.precision == 'float32' else settings.precision}",
@@ -235,16 +245,17 @@ def _with_whole_paths(settings: Settings) -> Settings:
     return replace(settings, data_dir=data_dir, dataset=dataset)
 
 
-def _download_line() -> Callable[..., None]:
-    """Return what shows how much of a file is here."""
+def _progress_line(dataset: str) -> Callable[..., None]:
+    """Return what shows how much of a file is here, or how many of a folder's pictures have been checked."""
     shown = [0.0]
 
     def show(done: int, total: int | None, name: str) -> None:
         now = time.monotonic()
         if now - shown[0] >= 0.5 or done == total:
             shown[0] = now
-            part = f" of {total / 1e6:.1f}" if total else ""
-            click.echo(f"\r{name}: {done / 1e6:.1f}{part} MB", err=True, nl=done == total)
+            unit, size, digits = ("", 1, 0) if dataset.startswith("folder:") else (" MB", 1e6, 1)
+            part = f" of {total / size:,.{digits}f}" if total else ""
+            click.echo(f"\r{name}: {done / size:,.{digits}f}{part}{unit}", err=True, nl=done == total)
 
     return show
 
@@ -263,7 +274,7 @@ def _line(epoch: Epoch, epochs: int) -> str:
 def _draw(run: Run) -> None:
     """Draw the run's curves."""
     settings = run.settings
-    title = f"{settings.model} on {settings.dataset}: {settings.optimizer}, lr {usual(settings)['lr']:g}"
+    title = f"{settings.model} on {printable(settings.dataset)}: {settings.optimizer}, lr {usual(settings)['lr']:g}"
     draw_curves(run.path / CURVES, run.losses, [epoch.as_dict() for epoch in run.epochs], title)
 
 

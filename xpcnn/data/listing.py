@@ -37,9 +37,10 @@ def list_folder(root: Path) -> Listing:
         listing.ignored = ignored
         if len(listing.classes) < 2:
             where = root / parts[0] if parts else root
+            have = "only one directory" if listing.classes else "no directories"
             raise DataError(
-                f"{where} has {len(listing.classes)} directories of pictures, but a class each is needed for two or "
-                f"more: put each class's pictures into a directory of its own."
+                f"{where} has {have} of pictures, but two or more classes are needed: put each class's pictures into a "
+                f"directory of its own."
             )
         for number, part in enumerate(parts or ("",)):
             if number:
@@ -70,7 +71,7 @@ def _directories(directory: Path) -> tuple[list[str], int]:
     names, others = [], 0
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir():
+            if entry.name.startswith(".") or not os.path.isdir(entry.path):  # a link in a circle is none
                 others += 1
             else:
                 names.append(entry.name)
@@ -100,7 +101,7 @@ def _list_class(listing: Listing, place: str, label: int) -> None:
                     listing.ignored += 1
                 elif entry.is_dir(follow_symlinks=False):
                     places.append(path)
-                elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                elif entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file()):
                     found.append((path, _size(entry)))
                 else:
                     listing.ignored += 1

@@ -144,7 +144,9 @@ def _images(images: Host, name: str, channels: int | None) -> Host:
     """Return images as (N, C, H, W)."""
     if images.dtype != np.uint8:
         raise DataError(f"{name} has the type {images.dtype}; images are uint8, from 0 to 255.")
-    if images.ndim not in (3, 4) or 0 in images.shape:
+    if 0 in images.shape:
+        raise DataError(f"{name} holds no images (shape {images.shape}).")
+    if images.ndim not in (3, 4):
         raise DataError(f"{name} has the shape {images.shape}; images are (N, H, W), (N, C, H, W) or (N, H, W, C).")
     if images.ndim == 3:
         images = images[:, None]
@@ -152,11 +154,11 @@ def _images(images: Host, name: str, channels: int | None) -> Host:
         allowed = (1, 3) if channels is None else (channels,)
         second, last = (images.shape[axis] in allowed for axis in (1, 3))
         if second == last:
+            which = "both the second and the last have" if second else "neither the second nor the last has"
             advice = "save it with its channels alone of that length" if second else "give the number with --channels"
             raise DataError(
-                f"{name} has the shape {images.shape}: which axis is the channels' cannot be told, since "
-                f"{'both' if second else 'neither'} the second and the last {'have' if second else 'has'} the length "
-                f"{' or '.join(map(str, allowed))}; {advice}."
+                f"{name} has the shape {images.shape}: which axis is the channels' cannot be told, since {which} "
+                f"the length {' or '.join(map(str, allowed))}; {advice}."
             )
         images = images if second else images.transpose(0, 3, 1, 2)
     if channels not in (None, images.shape[1]):

@@ -162,7 +162,7 @@ def _open(path: Path, mode: str, side: int = 0) -> Host:
 
 
 def _to_eight_bits(values: Host, mode: str) -> Host:
-    """Scale 16-bit grey (or floats) to uint8, over 65535 or the brightest value if that is smaller than 256."""
+    """Scale 16-bit grey (or floats) to uint8, over 65535, or over 255 if no value is larger than that."""
     most = 65535.0 if values.max(initial=0) > 255 else 255.0
     grey = np.clip(values.astype(np.float64) * (255.0 / most), 0, 255).round().astype(np.uint8)
     return grey if mode == "L" else np.stack([grey] * 3, axis=2)

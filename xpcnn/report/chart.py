@@ -158,7 +158,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     exponents = range(math.floor(low), math.ceil(high) + 1)
     for factors in ((1, 2, 5), (1,)):
         ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-        ticks = [tick for tick in ticks if low - 1e-9 <= math.log10(tick) <= high + 1e-9]
+        ticks = [tick for tick in ticks if tick > 0 and low - 1e-9 <= math.log10(tick) <= high + 1e-9]
         if len(ticks) <= 7:
             return ticks
     return ticks[:: -(-len(ticks) // 6)]

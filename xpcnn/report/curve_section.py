@@ -5,11 +5,10 @@ Epoch 0, the untrained network, stands in the table alone: in a chart it would s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from xpcnn.report.chart import Line, Point, line_chart, thinned
-from xpcnn.report.facts import Facts
+from xpcnn.report.facts import Facts, drawable
 from xpcnn.report.markup import Html, join, table, tag
 
 MOST_WINDOW = 50  # updates in the running median of losses
@@ -36,7 +35,7 @@ def _losses(runs: Sequence[Facts]) -> list[Line]:
     """Return the running medians of losses; of a single run with the range of the updates."""
     lines = []
     for place, run in enumerate(runs):
-        values = [loss for loss in run.losses if math.isfinite(loss)]
+        values = [loss for loss in run.losses if drawable(loss)]
         window = max(1, min(MOST_WINDOW, len(values) // 25))
         points, band = thinned(values, window)
         alone = len(runs) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
 
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a path may have dollars
     left, right = figure.subplots(1, 2)
 
     updates = range(1, len(losses) + 1)
@@ -41,7 +42,7 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
     left.set(xlabel="update", ylabel="loss", title="Training loss")
     if losses and min(losses) > 0:
         left.set_yscale("log")
-    left.legend()
+    left.legend(loc="upper right")
 
     for part, style in (("train", "o-"), ("test", "s--")):
         points = [(e["epoch"], e[f"{part}_accuracy"]) for e in epochs if e[f"{part}_accuracy"] is not None]
@@ -60,7 +61,9 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
         axes.grid(alpha=0.3)
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of the font, for a path in another script
+        figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from xpcnn.errors import DataError
 from xpcnn.training.run import CONFIG, METRICS, MODEL, read_config, read_metrics
 
+LARGEST = 1e300
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -103,6 +105,11 @@ def read_facts(path: str | Path) -> Facts:
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
-    """Return what a record has under a key, if that is a finite number."""
+    """Return what a record has under a key, if that is a number that can be drawn."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and drawable(value) else None
+
+
+def drawable(value: float) -> bool:
+    """Whether a number is finite and so far from infinity that the difference of two is finite, too."""
+    return abs(value) <= LARGEST

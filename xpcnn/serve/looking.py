@@ -60,7 +60,6 @@ class Looking:
             "dataset": model.dataset,
             "shape": list(model.input_shape),
             "classes": list(self.classes),
-            "layers": len(model.parameters()),
             "parameters": model.net.parameter_count(model.input_shape),
             "device": model.backend.name,
             "explained": self.layer,

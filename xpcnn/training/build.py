@@ -14,7 +14,7 @@ import numpy as np
 
 from xpcnn import models, ops, optim
 from xpcnn.backend import Backend
-from xpcnn.data import Source, load_dataset
+from xpcnn.data import Loader, Source, load_dataset
 from xpcnn.errors import DataError, XpcnnError
 from xpcnn.model import Model, Normalise
 from xpcnn.training.settings import Settings, nearest, reading
@@ -63,8 +63,8 @@ def build(settings: Settings, backend: Backend, progress: Any = None) -> Job:
         precision=settings.precision,
         conv_engine=settings.conv_engine,
     )
-    count = len(train) // settings.batch_size if settings.drop_last else -(-len(train) // settings.batch_size)
-    schedule = schedule_of(settings, max(1, count))
+    loader = Loader(train, settings.batch_size, augment=settings.augment, drop_last=settings.drop_last)  # or raise
+    schedule = schedule_of(settings, len(loader))
     trainer = Trainer(
         model,
         optimizer_of(settings, schedule),
@@ -188,5 +188,5 @@ def recipe_tables(name: str) -> dict[str, Any]:
     """Return a recipe's tables."""
     found = recipes()
     if name not in found:
-        raise XpcnnError(f"there is no recipe {name}; there are {', '.join(found)}{nearest(name, found)}.")
+        raise XpcnnError(f"there is no recipe {name}; there are {', '.join(found)}{nearest(name, found)}")
     return read_tables(found[name])

@@ -119,6 +119,11 @@ class Fitting:
         trainer.take_back()
         if not trainer.restored:
             trainer.progress = Progress()
+        if (batch := trainer.progress.batch) > len(self.loader):
+            raise XpcnnError(
+                f"training stopped after batch {batch}, but an epoch has {len(self.loader)} batches; it goes on with "
+                "the same data and batch_size only."
+            )
         trainer.restored = trainer.is_busy = False
         for epoch in range(trainer.progress.epoch, epochs + 1):
             start = time.perf_counter()
@@ -241,7 +246,7 @@ class Fitting:
         """Return the steps as graphs, or None, with a note of why where a backend could have some."""
         trainer = self.trainer
         trainer.capture_note = ""
-        like = self.labels if self.images is None else self.images
+        like = self.images if self.images is not None else next(iter(self.model.parameters().values()), self.labels)
         if trainer.capture == "off" or not kernels.of(self.backend.xp).engine("capture", like):
             return None
         try:

@@ -10,6 +10,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import xpcnn
 from xpcnn.backend import Backend, device_name
 from xpcnn.errors import DataError, XpcnnError
-from xpcnn.files import write_whole
+from xpcnn.files import held, leftovers, write_whole
 from xpcnn.kernels.threads import thread_count
 from xpcnn.model import Model
 from xpcnn.training import checkpoint
@@ -29,6 +30,7 @@ from xpcnn.training.trainer import Trainer
 
 CONFIG, METRICS, MODEL, CURVES, TABLE = "config.toml", "metrics.jsonl", "model.safetensors", "curves.png", "epochs.csv"
 CHECKPOINT = "checkpoint.safetensors"
+FILES = (CONFIG, METRICS, MODEL, CURVES, TABLE, CHECKPOINT)
 
 
 class Run:
@@ -58,6 +60,12 @@ class Run:
         self._every = duration("checkpoint_every", settings.checkpoint_every)
         self._saved = time.monotonic()
         self._board: Any = None
+        try:
+            self._handle = held(path)
+        except BlockingIOError:
+            raise XpcnnError(f"another process is training in {path}; wait until it ends, or end it.") from None
+        for left in leftovers(path, FILES):
+            left.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, path: str | Path | None, settings: Settings, trainer: Trainer, data: Mapping[str, str]) -> Run:
@@ -75,13 +83,14 @@ class Run:
             directory = _fresh(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
         else:
             directory = Path(path)
-            if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            if directory.exists() and not (directory.is_dir() and _is_empty(directory)):
                 raise XpcnnError(f"{directory} exists and is not an empty directory; choose another --out.")
             directory.mkdir(parents=True, exist_ok=True)
-        config = settings.tables() | {"environment": environment(trainer.model.backend)}
-        write_whole(directory / CONFIG, to_toml(config).encode(errors="replace"))
-        run = cls(directory, settings, trainer, data)
-        run.save()
+        with ExitStack() as stack:
+            run = stack.enter_context(closing(cls(directory, settings, trainer, data)))
+            run._configure(settings.tables() | {"environment": environment(trainer.model.backend)})
+            run.save()
+            stack.pop_all()
         return run
 
     @classmethod
@@ -93,30 +102,13 @@ class Run:
         XpcnnError
             When there is no whole checkpoint, or it is of other data.
         """
-        run = cls(Path(path), settings, trainer, data)
-        if not (run.path / CHECKPOINT).exists():  # killed before the first was written, so nothing is lost
-            run.save()
-            return run
-        extra = checkpoint.peek(run.path / CHECKPOINT)
-        for part, text in run.data.items():
-            if extra.get("data", {}).get(part) != text:
-                raise XpcnnError(f"the {part} data are not those that {path} was trained on, so it cannot go on.")
-        trainer.restore(run.path / CHECKPOINT)
-        known = {one.name for one in fields(Epoch)}
-        losses, records = read_metrics(run.path)
-        kept = [record for record in records if record["epoch"] < trainer.progress.epoch]
-        try:
-            run.epochs = [Epoch(**{name: value for name, value in one.items() if name in known}) for one in kept]
-        except TypeError:
-            raise DataError(f"{run.path / METRICS} is damaged: it has an epoch that is not whole.") from None
-        run.losses = losses[: trainer.steps - trainer.progress.batch]
-        run.best = next((one for one in run.epochs if one.epoch == extra["best"]), None)
-        run.waited = extra["waited"]
-        if len(run.epochs) != trainer.progress.epoch or len(run.losses) != trainer.steps - trainer.progress.batch:
-            raise DataError(
-                f"{run.path / METRICS} lacks some of the epochs before the checkpoint, so the run cannot go on."
-            )
-        run._rewrite()
+        with ExitStack() as stack:
+            run = stack.enter_context(closing(cls(Path(path), settings, trainer, data)))
+            if (run.path / CHECKPOINT).exists():
+                run._go_on()
+            else:  # killed before the first was written, so nothing is lost
+                run.save()
+            stack.pop_all()
         return run
 
     @property
@@ -172,10 +164,52 @@ class Run:
             self.trainer.model.save(self.path / MODEL)
 
     def close(self) -> None:
-        """Write what is still to be written of TensorBoard's events."""
+        """Let the directory go, and write what is still to be written of TensorBoard's events."""
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _go_on(self) -> None:
+        """Take everything up from the checkpoint."""
+        trainer, extra = self.trainer, checkpoint.peek(self.path / CHECKPOINT)
+        for part, text in self.data.items():
+            if extra.get("data", {}).get(part) != text:
+                raise XpcnnError(f"the {part} data are not those that {self.path} was trained on, so it cannot go on.")
+        trainer.restore(self.path / CHECKPOINT)
+        known = {one.name for one in fields(Epoch)}
+        losses, records = read_metrics(self.path)
+        kept = [record for record in records if record["epoch"] < trainer.progress.epoch]
+        try:
+            self.epochs = [Epoch(**{name: value for name, value in one.items() if name in known}) for one in kept]
+        except TypeError:
+            raise DataError(f"{self.path / METRICS} is damaged: it has an epoch that is not whole.") from None
+        self.losses = losses[: trainer.steps - trainer.progress.batch]
+        self.best = next((one for one in self.epochs if one.epoch == extra["best"]), None)
+        self.waited = extra["waited"]
+        if len(self.epochs) != trainer.progress.epoch or len(self.losses) != trainer.steps - trainer.progress.batch:
+            raise DataError(
+                f"{self.path / METRICS} lacks some of the epochs before the checkpoint, so the run cannot go on."
+            )
+        self._rewrite()
+        self._follow_the_data()
+
+    def _follow_the_data(self) -> None:
+        """Name in the configuration, if it is whole, the place where the data are now."""
+        try:
+            tables = read_config(self.path)
+        except DataError:
+            return
+        now = self.settings.tables()["train"]
+        places = {name: now.get(name) for name in ("dataset", "data_dir")}
+        if tables and any(tables["train"].get(name) != place for name, place in places.items()):
+            self._configure(tables | {"train": tables["train"] | places})
+
+    def _configure(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the configuration."""
+        write_whole(self.path / CONFIG, to_toml(tables).encode(errors="replace"))
 
     def _rewrite(self) -> None:
         """Write the metrics anew, as they were at the checkpoint."""
@@ -256,8 +290,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         settings = tables["train"]
     except (ValueError, KeyError, RecursionError) as error:  # tomllib's and the decoder's errors are ValueErrors
         raise DataError(f"{config} is not a run's configuration ({error}).") from None
-    texts = [settings.get(key, "") for key in ("dataset", "data_dir")] if isinstance(settings, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
+    if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise DataError(f"{config} is not a run's configuration ({wrong[0]} is not a table).")
+    if not all(isinstance(settings.get(key, ""), str) for key in ("dataset", "data_dir")):
         raise DataError(f"{config} is not a run's configuration ([train] has values of the wrong type).")
     return tables
 
@@ -281,7 +316,7 @@ def read_metrics(path: str | Path) -> tuple[list[float], list[dict[str, Any]]]:
                 losses.append(float(record["loss"]))
             elif record:
                 epochs.append(record | {"epoch": int(record["epoch"])})
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if number < len(lines):
                 raise DataError(f"{file} is damaged in line {number}.") from None
     return losses, epochs
@@ -315,6 +350,11 @@ def environment(backend: Backend) -> dict[str, Any]:
         "threads": thread_count(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _is_empty(directory: Path) -> bool:
+    """Whether nothing is in a directory but what a process left that was killed while it began there."""
+    return set(directory.iterdir()) <= set(leftovers(directory, FILES))
 
 
 def _score(epoch: Epoch) -> float | None:

@@ -44,7 +44,9 @@ class Settings:
     dataset: str = setting("mnist", f"Data set: {', '.join(CLASSES)}, folder:PATH (a folder per class) or npz:PATH.")
     data_dir: str | None = setting(None, "Directory with the data set's files; MNIST ships with xpcnn.")
     image_size: int | None = setting(None, "Side in pixels that a folder's images are brought to.", least=1)
-    channels: int | None = setting(None, "1 reads a folder's images as grey, 3 in colour.", choices=(1, 3))
+    channels: int | None = setting(
+        None, "1 reads a folder's images as grey, 3 in colour; how many npz images have.", least=1
+    )
     validation: float = setting(
         0.2, "Share of each class held out where a data set has no test part.", above=0, below=1
     )
@@ -112,7 +114,7 @@ class Settings:
                 object.__setattr__(self, one.name, checked(one, kinds[one.name], getattr(self, one.name)))
         if self.dataset not in CLASSES and not self.dataset.startswith(OPEN_NAMES):
             known = ", ".join((*CLASSES, *(f"{name}PATH" for name in OPEN_NAMES)))
-            raise XpcnnError(f"dataset must be one of {known}, not {self.dataset!r}{nearest(self.dataset, CLASSES)}.")
+            raise XpcnnError(f"dataset must be one of {known}, not {self.dataset!r}{nearest(self.dataset, CLASSES)}")
         for name in ("time_limit", "checkpoint_every"):
             if getattr(self, name) is not None:
                 duration(name, getattr(self, name))
@@ -139,7 +141,7 @@ def from_tables(*sources: Mapping[str, Any]) -> Settings:
     for tables in sources:
         for name, table in tables.items():
             if name not in ("train", "augment", "environment", "description"):
-                raise XpcnnError(f"there is no table [{name}]{nearest(name, ('train', 'augment', 'environment'))}.")
+                raise XpcnnError(f"there is no table [{name}]{nearest(name, ('train', 'augment', 'environment'))}")
             if name != "description" and not isinstance(table, Mapping):
                 raise XpcnnError(f"{name} must be a table, not {table!r}.")
         train |= known(tables.get("train", {}), [one.name for one in fields(Settings) if one.name != "augment"])
@@ -157,7 +159,7 @@ def known(table: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> d
     for given, value in table.items():
         name = given.replace("-", "_")
         if name not in names:
-            raise XpcnnError(f"there is no setting {prefix}{given}{nearest(name, names, prefix)}.")
+            raise XpcnnError(f"there is no setting {prefix}{given}{nearest(name, names, prefix)}")
         found[name] = value
     return found
 
@@ -165,7 +167,7 @@ def known(table: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> d
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
     """Return the end of a sentence about a wrong name: the known one that is like it, if there is any."""
     alike = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {prefix}{alike[0]}?" if alike else ""
+    return f"; did you mean {prefix}{alike[0]}?" if alike else "."
 
 
 def assignments(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -202,8 +204,8 @@ def checked(one: Field[Any], kind: Any, value: Any) -> Any:
     if isinstance(value, bool) is not (bool in allowed) or not isinstance(value, tuple(allowed)):
         raise XpcnnError(f"{one.name} must be {words[allowed[0]]}, not {value!r}.")
     if "choices" in limits and value not in limits["choices"]:
-        end = nearest(value, limits["choices"]) if isinstance(value, str) else ""
-        raise XpcnnError(f"{one.name} must be {' or '.join(map(str, limits['choices']))}, not {value!r}{end}.")
+        end = nearest(value, limits["choices"]) if isinstance(value, str) else "."
+        raise XpcnnError(f"{one.name} must be {' or '.join(map(str, limits['choices']))}, not {value!r}{end}")
     if isinstance(value, float | int):
         _within(one.name, value, limits)
     return value

@@ -1,5 +1,5 @@
-// Cross-entropy of softmax, and the gradient of the logits: in doubles, since there is little of it. REAL is what logits,
-// probabilities and slopes are stored as, NUMBER what losses are; LABEL is the labels' type.
+// Cross-entropy of softmax, and the gradient of the logits: in doubles, since there is little of it. REAL is what
+// logits, probabilities and slopes are stored as, NUMBER what losses are; LABEL is the labels' type.
 #ifndef LABEL
 #define LABEL long long
 #endif

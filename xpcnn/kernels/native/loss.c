@@ -4,9 +4,9 @@
 #include <float.h>
 #include <math.h>
 
-/* losses (rows) and slopes (rows x classes) for labels (rows) or, where those are null, targets (rows x classes), of which
- * the share `smoothing` is spread evenly over the classes; `powers` and `q` have room for a row. Returns the first row
- * whose label is out of range, or -1. */
+/* losses (rows) and slopes (rows x classes) for labels (rows) or, where those are null, targets (rows x classes), of
+ * which the share `smoothing` is spread evenly over the classes; `powers` and `q` have room for a row. Returns the
+ * first row whose label is out of range, or -1. */
 EXPORT int64_t cross_entropy(const float *logits, const int64_t *labels, const float *targets, double smoothing,
                              int64_t rows, int64_t classes, double *powers, double *q, float *losses,
                              float *slopes) {
