@@ -26,7 +26,10 @@ STOREYS = [  # from the ground up; a module may import what stands below it, and
 ]
 LEVEL = {name: number for number, storey in enumerate(STOREYS) for name in storey}
 FILES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl", "pooch", "requests"}
+HEAVY = {
+    *("cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl"),
+    *("pooch", "requests"),
+}
 
 
 def storey_of(path):

@@ -40,9 +40,7 @@ def test_an_interrupt_keeps_the_best_model_so_far(start, data, tmp_path):
         read_until(process, "epoch    2/1000")
         status, err = interrupted(process)
     assert status == 130
-    assert re.fullmatch(
-        rf"xpcnn: interrupted after step \d+; go on with: .*xpcnn train --resume {out}.\n", err
-    )
+    assert re.fullmatch(rf"xpcnn: interrupted after step \d+; go on with: .*xpcnn train --resume {out}.\n", err)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     accuracies = [record["test_accuracy"] for record in records if record.get("epoch")]
     assert len(accuracies) >= 2

@@ -404,9 +404,10 @@ def test_a_bad_picture_is_an_error_that_names_it(root, spoilt):
                 found.append((part.path(row), str(error)))
     assert {path.relative_to(root).as_posix() for path, _ in found} == bad
     assert all(
-        str(path) in text and text.endswith("; pass --skip-bad to leave such images out.") for path, text in found
+        str(path) in text and text.endswith("; mend or replace it, or begin with --skip-bad to leave such images out.")
+        for path, text in found
     )
-    with pytest.raises(DataError, match=r"\(and \d more\); pass --skip-bad"):
+    with pytest.raises(DataError, match=r"\(and \d more\); mend or replace it, or begin with --skip-bad"):
         train.read(np.arange(len(train)))
 
 

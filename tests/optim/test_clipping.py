@@ -75,11 +75,11 @@ def test_clipping_is_what_comes_first_and_may_be_nested():
     outer = optim.clip_by_norm(inner, 6.0)
     assert outer.name == "sgd, clipped at 3, clipped at 6"
     assert outer.numbers is inner.numbers
-    assert outer.groups({"w": np.ones((1, 1))}) == [(inner.rule, ["w"])]
-    params, grads = {"w": np.full((1, 1), 2.0)}, {"w": np.full((1, 1), 12.0)}
-    np.testing.assert_allclose(outer.prepare(grads)["w"], 3.0)
+    assert outer.groups({"weight": np.ones((1, 1))}) == [(inner.rule, ["weight"])]
+    params, grads = {"weight": np.full((1, 1), 2.0)}, {"weight": np.full((1, 1), 12.0)}
+    np.testing.assert_allclose(outer.prepare(grads)["weight"], 3.0)
     new, _ = outer.update(grads, outer.init(params), params, 0)
-    np.testing.assert_allclose(new["w"], 2.0 - (3.0 + 0.5 * 2.0))
+    np.testing.assert_allclose(new["weight"], 2.0 - (3.0 + 0.5 * 2.0))
     assert optim.clip_by_norm(OWN, 1.0).update({}, {}, {}, 0) == ({}, {})
 
 

@@ -128,8 +128,9 @@ def test_biases_norms_and_vectors_do_not_decay():
         "conv1/weight": (3, 2, 2, 2), "conv1/bias": (3,), "norm1/gamma": (3,), "norm1/beta": (3,),
         "layernorm/gamma": (3, 4, 4), "block/layernorm/beta": (3, 4), "own/bias": (3, 3), "own/scales": (5,),
         "affine1/weight": (3, 2), "temperature": (), "kernel": (2, 2), "beta/weight": (2, 2),
+        "gain": (3, 1, 1), "narrow/weight": (5, 1),
     }  # fmt: skip
-    decayed = {"conv1/weight", "affine1/weight", "kernel", "beta/weight"}
+    decayed = {"conv1/weight", "affine1/weight", "kernel", "beta/weight", "narrow/weight"}
     params = {path: np.full(shape, 2.0) for path, shape in shapes.items()}
     zeros = {path: np.zeros(shape) for path, shape in shapes.items()}
     assert {path for path, p in params.items() if optim.decays(path, p)} == decayed

@@ -117,3 +117,8 @@ def test_numpy_numbers_are_numbers():
 def test_wrong_arguments_are_named(call, names):
     with pytest.raises(XpcnnError, match=f"^{names} must be .+, not .+\\.$"):
         call()
+
+
+def test_steps_without_any_step_are_refused():
+    with pytest.raises(XpcnnError, match="at least one step"):
+        optim.step_decay(0.1, [])

@@ -225,7 +225,7 @@ def _heading(job: Job, backend: Any, plan: Any) -> list[str]:
     count = model.net.parameter_count(model.input_shape)
     return [
         *skipped,
-        *([f"{len(skipped)} images that cannot be read were left out"] if skipped else []),
+        *([f"left out, since they cannot be read: {len(skipped)} of the images"] if skipped else []),
         f"{settings.model} on {printable(settings.dataset)}: {len(job.train):,} training and {len(job.test):,} test "
         f"images, {count:,} parameters",
         f"{job.trainer.optimizer.name}, lr {usual(settings)['lr']:g}, "

@@ -41,6 +41,7 @@ Host = np.ndarray[Any, Any]
 
 BUDGET = 128 << 20  # bytes of decoded pictures to keep
 SAMPLE, MOST_SAMPLED = 20, 2000
+ADVICE = "mend or replace it, or begin with --skip-bad to leave such images out"
 MOST_NATIVE, MOST_SQUARE = 256, 224
 MOST_SIDE = 4096
 CHECKED_TOGETHER = 256
@@ -151,7 +152,7 @@ class FolderSource(Source):
         found, faults = self.pictures.read(self.numbers[np.asarray(rows)])
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise DataError(f"{faults[0][1].rstrip('.')}{more}; pass --skip-bad to leave such images out.")
+            raise DataError(f"{faults[0][1].rstrip('.')}{more}; {ADVICE}.")
         return found
 
     def fingerprint(self) -> str:
@@ -249,7 +250,7 @@ def _headers(listing: Listing, *, skip_bad: bool) -> Iterator[tuple[int, int, bo
             yield read_header(listing.root / path)
         except DataError as error:
             if not skip_bad:
-                raise DataError(f"{str(error).rstrip('.')}; pass --skip-bad to leave such images out.") from None
+                raise DataError(f"{str(error).rstrip('.')}; {ADVICE}.") from None
 
 
 def _readable(pictures: Pictures, progress: Progress | None) -> tuple[Host, tuple[tuple[str, str], ...]]:

@@ -68,20 +68,22 @@ class Optimizer(NamedTuple):
 
 
 def decays(path: str, array: Array) -> bool:
-    """Return whether weight decay shrinks a parameter: all do but biases, norms' scales and shifts, and vectors.
+    """Return whether weight decay shrinks a parameter: it spares biases, norms' scales and shifts, and vectors.
 
     Parameters
     ----------
     path : str
         Such as ``"conv1/weight"``; a last part ``bias``, ``gamma`` or ``beta`` spares the parameter.
     array : array
-        The parameter; fewer than 2 axes spare it.
+        The parameter. Fewer than 2 axes spare it and, unless its name is ``weight``, fewer than 2 that are longer
+        than 1: a number for each channel (C, 1, 1) is a vector, too.
 
     References
     ----------
     T. He et al., "Bag of tricks for image classification with convolutional neural networks", 2019, section 3.1.
     """
-    return array.ndim >= 2 and path.rpartition("/")[2] not in SPARED
+    name = path.rpartition("/")[2]
+    return array.ndim >= 2 and name not in SPARED and (name == "weight" or sum(n > 1 for n in array.shape) >= 2)
 
 
 def made(

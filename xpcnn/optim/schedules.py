@@ -51,6 +51,8 @@ def step_decay(lr: float, every: int | Sequence[int], factor: float = 0.1) -> Sc
         raise XpcnnError(f"factor must be a number above 0 and at most 1, not {factor:g}.")
     if isinstance(every, Sequence) and not isinstance(every, str):
         edges = [whole("every", edge, 1) for edge in every]
+        if not edges:
+            raise XpcnnError("every must be a number of steps, or name at least one step.")
         return lambda step: rate * factor ** sum(step >= edge for edge in edges)
     length = whole("every", every, 1)
     return lambda step: rate * factor ** (step // length)

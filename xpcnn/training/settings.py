@@ -115,6 +115,9 @@ class Settings:
         if self.dataset not in CLASSES and not self.dataset.startswith(OPEN_NAMES):
             known = ", ".join((*CLASSES, *(f"{name}PATH" for name in OPEN_NAMES)))
             raise XpcnnError(f"dataset must be one of {known}, not {self.dataset!r}{nearest(self.dataset, CLASSES)}")
+        for name in ("dataset", "data_dir"):
+            if not _is_text(getattr(self, name) or ""):
+                raise XpcnnError(f"{name} must be a path that is text (UTF-8), not {getattr(self, name)!r}.")
         for name in ("time_limit", "checkpoint_every"):
             if getattr(self, name) is not None:
                 duration(name, getattr(self, name))
@@ -232,6 +235,15 @@ def _float(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written to a file of text, and read back."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def duration(name: str, text: str) -> float:
