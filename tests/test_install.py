@@ -55,7 +55,9 @@ def test_it_trains_from_a_fresh_environment(wheel, tmp_path):
     )
     assert "before training" in out
     (run,) = (work / "runs").iterdir()
-    assert {path.name for path in run.iterdir()} == {"config.toml", "metrics.jsonl", "model.safetensors", "curves.png"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml", "metrics.jsonl", "epochs.csv", "model.safetensors", "checkpoint.safetensors", "curves.png"
+    }  # fmt: skip
     assert tomllib.loads((run / "config.toml").read_text())["train"]["model"] == "lenet5"
     accuracy = float(_run(command, "evaluate", "--device", "cpu", str(run), cwd=work).split(":")[1].split("%")[0])
     assert accuracy > 95.0

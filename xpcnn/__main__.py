@@ -1,7 +1,17 @@
-"""``python -m xpcnn``."""
+"""``python -m xpcnn``, and the command ``xpcnn``."""
 
 import sys
 
-from xpcnn.cli import main
 
-sys.exit(main())
+def start() -> int:
+    """Run the command line; an interrupt while it is imported is no traceback, either."""
+    try:
+        from xpcnn.cli import main
+    except KeyboardInterrupt:
+        sys.stderr.write("xpcnn: interrupted.\n")
+        return 130
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(start())

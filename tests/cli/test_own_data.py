@@ -30,7 +30,7 @@ def test_names_are_drawn_and_printed_whatever_is_in_them(call, folder, tmp_path)
     assert status == 0
     assert err == "\rpictures checked: 13 of 13\n"
     assert f"{folder}/new\\nline/zz.png" in out
-    assert "1 images that cannot be read were left out" in out
+    assert "left out, since they cannot be read: 1 of the images" in out
     with Image.open(tmp_path / "run" / "curves.png") as curves:
         assert curves.width > 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import pytest
 
 import xpcnn as xc
+import xpcnn.__main__ as xpcnn_main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and terminals")
 
@@ -104,6 +106,19 @@ def on_a_terminal(start, environment, *arguments, interrupt_at=None):
     finally:
         os.close(leader)
     return process.returncode, written.decode()
+
+
+def test_an_interrupt_while_it_is_imported(monkeypatch, capsys):
+    own = builtins.__import__
+
+    def interrupted(name, *arguments):
+        if name == "xpcnn.cli":
+            raise KeyboardInterrupt
+        return own(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert xpcnn_main.start() == 130
+    assert capsys.readouterr().err == "xpcnn: interrupted.\n"
 
 
 def test_a_terminal_shows_a_live_bar(start, environment, data, tmp_path):

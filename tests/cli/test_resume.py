@@ -23,6 +23,7 @@ import pytest
 
 from xpcnn.cli import main
 from xpcnn.data import Dataset
+from xpcnn.kernels.threads import thread_count
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
 PATIENCE = 60  # seconds
@@ -486,15 +487,23 @@ def test_a_limit_of_file_sizes(npz, tmp_path, expected, call):
 
 def test_a_time_limit(call, npz, tmp_path, expected):
     """Each time it is given next to nothing, until it is done; each time it makes a step or ends an epoch."""
-    status, _, err = call(*command(npz, tmp_path / "run", "--time-limit", "0.000001s", "--quiet"))
+    limit = ("--time-limit", "0.000001s")
+    status, _, err = call(*command(npz, tmp_path / "run", *limit, "--quiet"))
     for _ in range(1 + STEPS + 1):
         assert status == 0
         assert re.search(r"the time limit is reached after step \d+; go on with: .* train --resume .*run\.\n", err)
         assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-        status, _, err = call("train", "--resume", tmp_path / "run", "--quiet")
+        status, _, err = call("train", "--resume", tmp_path / "run", *limit, "--quiet")
         if "the time limit" not in err:
             break
     assert (status, err) == (0, f"going on with {tmp_path / 'run'} after step 8.\n")
+    assert ending(tmp_path / "run") == expected
+
+
+def test_a_time_limit_is_for_one_call(call, npz, tmp_path, expected):
+    assert call(*command(npz, tmp_path / "run", "--time-limit", 0, "--quiet"))[0] == 0
+    status, _, err = call("train", "--resume", tmp_path / "run", "--quiet")
+    assert (status, err) == (0, f"going on with {tmp_path / 'run'} after step 0.\n")
     assert ending(tmp_path / "run") == expected
 
 
@@ -596,6 +605,25 @@ def test_an_interrupt_between_steps(npz, tmp_path, monkeypatch, call, long_endin
     assert ending(run) == long_ending
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_at_the_very_end(npz, tmp_path, monkeypatch, call, expected, number, status, word):
+    """While curves are drawn: nothing is lost, and they are drawn when it goes on."""
+    from xpcnn.cli import train
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw_curves", lambda *_: signal.raise_signal(number))
+        found, out, err = call(*command(npz, run, "--quiet"))
+    assert (found, out) == (status, "")
+    assert re.fullmatch(rf"xpcnn: {word} after step 8; go on with: .*xpcnn train --resume {run}\.\n", err)
+    assert call("train", "--resume", run)[1] == f"{run} is finished: all its 2 epochs are done.\n"
+    assert {path.name for path in run.iterdir()} == FILES
+    assert ending(run) == expected
+
+
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(refused, npz, tmp_path):
     """And going on leads there again."""
     run = tmp_path / "run"
@@ -641,3 +669,9 @@ def test_the_comparison_would_see_a_difference(whole, tmp_path, expected):
     save_file(arrays, run / "checkpoint.safetensors")
     assert ending(run) != expected
     assert Dataset(np.zeros((1, 1, 2, 2), np.uint8), np.zeros(1, int)).fingerprint()
+
+
+def test_another_number_of_threads_is_said(call, half):
+    assert "threads instead of" not in call("train", "--resume", half, "--time-limit", 0)[1]
+    says = call("train", "--resume", half, "--threads", 1, "--time-limit", 0)[1]
+    assert ("with 1 threads instead of" in says) == (thread_count() != 1)

@@ -92,7 +92,7 @@ def test_without_a_gpu_one_sentence_says_so(tmp_path):
 
 
 def test_a_part_that_fails_says_why(script, tmp_path, monkeypatch):
-    options = SimpleNamespace(dry_run=True, quick=True)
+    options = SimpleNamespace(dry_run=True, quick=True, data_dir=None)
     one = script.Check(options, tmp_path, dict(os.environ), time.monotonic() + 100)
     monkeypatch.setattr(
         script.Check, "python", lambda *a, **k: {"rc": 124, "fault": "stopped after 9 s", "stdout": "", "tail": "slow"}

@@ -85,7 +85,7 @@ def test_evaluation_has_a_sentence_of_its_own_and_callbacks_none(monkeypatch):
 
     with pytest.raises(MemoryError, match=r"^mine$"):
         xc.Trainer(model, optim.sgd(0.1)).fit(data, on_epoch=fail)
-    monkeypatch.setattr("xpcnn.training.trainer.evaluate", fail)
+    monkeypatch.setattr("xpcnn.training.fitting.evaluate", fail)
     with pytest.raises(xc.OutOfMemoryError, match=r"while it evaluated \d+ images at a time"):
         xc.Trainer(model, optim.sgd(0.1)).fit(data)
 

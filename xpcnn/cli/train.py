@@ -119,13 +119,24 @@ def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool)
     with closing(run):
         if run.is_finished:
             return _say_finished(run)
-        begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
         if resume is not None:
-            where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
-            click.echo(f"going on with {run.path} {where}.", err=quiet)
+            click.echo(_going_on(run), err=quiet)
         show = view(quiet, settings.epochs, len(job.train))
         with heeding_signals(trainer) as request:
-            return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+            try:
+                return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+            except KeyboardInterrupt:  # while something was saved or drawn
+                return _say_interrupted(run, request)
+
+
+def _going_on(run: Run) -> str:
+    """Say where a run goes on, and what may change its last bits."""
+    trainer, here = run.trainer, threads.thread_count()
+    begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
+    where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
+    before = run.threads_before
+    note = "" if before in (None, here) else f" (with {here} threads instead of {before}, the last bits may differ)"
+    return f"going on with {run.path} {where}{note}."
 
 
 def _say_finished(run: Run) -> int:
@@ -209,6 +220,11 @@ def _interrupted(run: Run, request: Request, can_save: bool) -> int:
         run.save()
     run.keep_something()
     _draw(run)
+    return _say_interrupted(run, request)
+
+
+def _say_interrupted(run: Run, request: Request) -> int:
+    """Say how to go on, and return the exit status."""
     word = "interrupted" if request.signal == signal.SIGINT else "terminated"
     click.echo(f"xpcnn: {word} after step {run.trainer.steps}; {_how_to_resume(run)}.", err=True)
     return INTERRUPTED if request.signal == signal.SIGINT else TERMINATED

@@ -152,11 +152,11 @@ def _by_engine(
 ) -> tuple[Array, SlopesSaved] | None:
     """Return loss and gradient by a backend's engine; None where it has none for these, or would raise."""
     axes = 1 if _is_integer(targets) else 2  # that targets have
+    _check.library(logits=logits, targets=targets)
     fits = tuple(targets.shape) == tuple(logits.shape)[:axes] and (axes == 1 or targets.dtype == logits.dtype)
     engine = kernels.of(xp).engine("loss", logits) if fits and logits.ndim == 2 and logits.shape[0] else None
     if not engine:
         return None
-    _check.library(logits=logits, targets=targets)
     found = engine.cross_entropy(logits, targets, reduction, smoothing)
     return None if found is None else (found[0], SlopesSaved(found[1], reduction))
 

@@ -46,6 +46,8 @@ class Run:
         The epoch with the highest test accuracy (the training accuracy without a test set).
     waited : int
         Evaluations since then.
+    threads_before : int or None
+        CPU threads of the process that saved the checkpoint it goes on from.
     """
 
     def __init__(self, path: Path, settings: Settings, trainer: Trainer, data: Mapping[str, str]) -> None:
@@ -57,6 +59,7 @@ class Run:
         self.epochs: list[Epoch] = []
         self.best: Epoch | None = None
         self.waited = 0
+        self.threads_before: int | None = None
         self._every = duration("checkpoint_every", settings.checkpoint_every)
         self._saved = time.monotonic()
         self._board: Any = None
@@ -130,7 +133,8 @@ class Run:
         """Save a checkpoint."""
         best = None if self.best is None else self.best.epoch
         tables = self.settings.tables()
-        self.trainer.save(self.path / CHECKPOINT, settings=tables, data=self.data, best=best, waited=self.waited)
+        record = {"best": best, "waited": self.waited, "threads": thread_count()}
+        self.trainer.save(self.path / CHECKPOINT, settings=tables, data=self.data, **record)
         self._saved = time.monotonic()
 
     def record(self, epoch: Epoch, losses: Sequence[float]) -> None:
@@ -189,6 +193,7 @@ class Run:
         self.losses = losses[: trainer.steps - trainer.progress.batch]
         self.best = next((one for one in self.epochs if one.epoch == extra["best"]), None)
         self.waited = extra["waited"]
+        self.threads_before = extra.get("threads")
         if len(self.epochs) != trainer.progress.epoch or len(self.losses) != trainer.steps - trainer.progress.batch:
             raise DataError(
                 f"{self.path / METRICS} lacks some of the epochs before the checkpoint, so the run cannot go on."
