@@ -81,7 +81,7 @@ def test_it_goes_on_from_after_every_step(arrays, name, capture, tmp_path):
     """The stops are after each step and after each epoch, the one before training included."""
     quick = arrays.id in ("numpy", "torch", "cupy")
     if arrays.id not in ("numpy", "torch", "numpy-as-cuda", "cupy") or (capture == "off" and "cu" not in arrays.id):
-        pytest.skip("says nothing new")
+        pytest.skip("goes the way of another backend, which is tested")
     if not quick and (name, capture) not in EMULATED:
         pytest.skip("takes long where CUDA is emulated")
     case, path = CASES[name], tmp_path / "checkpoint"
@@ -107,7 +107,7 @@ def test_it_goes_on_from_after_every_step(arrays, name, capture, tmp_path):
 def test_saving_in_callbacks_changes_nothing(arrays, tmp_path):
     """And what is saved there are the weights, not the averages that `on_epoch` is shown."""
     if arrays.id not in ("numpy", "torch", "numpy-as-cuda", "cupy", "array_api_strict"):
-        pytest.skip("says nothing new")
+        pytest.skip("goes the way of another backend, which is tested")
     case = CASES["sgd-ema"]
     quiet, saving = case.begin(arrays.backend), case.begin(arrays.backend)
     case.fit(quiet)
@@ -205,7 +205,7 @@ def test_another_training_is_refused(saved, other, says):
 
 def test_it_goes_on_with_batches_of_the_same_size(tmp_path, arrays):
     if arrays.id not in ("numpy", "array_api_strict"):
-        pytest.skip("says nothing new")
+        pytest.skip("goes the way of another backend, which is tested")
     case = CASES["sgd-ema"]
     stopped(case, arrays.backend, 3, tmp_path / "saved")
     after = case.begin(arrays.backend)
