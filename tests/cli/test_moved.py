@@ -14,21 +14,8 @@ import pytest
 from PIL import Image
 
 OPTIONS = (
-    *(
-        "--model",
-        "lenet5",
-        "--epochs",
-        2,
-        "--batch-size",
-        10,
-        "--optimizer",
-        "adam",
-        "--keep",
-        "last",
-        "--device",
-        "cpu",
-    ),
-    *("--image-size", 12, "--channels", 1, "--validation", 0.5, "--seed", 7, "--quiet"),
+    *("--model", "lenet5", "--epochs", 2, "--batch-size", 10, "--optimizer", "adam", "--keep", "last"),
+    *("--image-size", 12, "--channels", 1, "--validation", 0.5, "--seed", 7, "--device", "cpu", "--quiet"),
 )
 
 

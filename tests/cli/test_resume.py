@@ -28,32 +28,9 @@ from xpcnn.kernels.threads import thread_count
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
 PATIENCE = 60  # seconds
 OPTIONS = (
-    *(
-        "--model",
-        "lenet5",
-        "--epochs",
-        2,
-        "--batch-size",
-        10,
-        "--optimizer",
-        "sgd",
-        "--schedule",
-        "cosine",
-        "--ema",
-        0.9,
-    ),
-    *(
-        "--set",
-        "augment.crop=1",
-        "--set",
-        "augment.mixup=0.3",
-        "--label-smoothing",
-        0.1,
-        "--device",
-        "cpu",
-        "--seed",
-        3,
-    ),
+    *("--model", "lenet5", "--epochs", 2, "--batch-size", 10, "--optimizer", "sgd", "--schedule", "cosine"),
+    *("--set", "augment.crop=1", "--set", "augment.mixup=0.3", "--label-smoothing", 0.1, "--ema", 0.9),
+    *("--device", "cpu", "--seed", 3),
 )
 FILES = {"config.toml", "metrics.jsonl", "model.safetensors", "curves.png", "epochs.csv", "checkpoint.safetensors"}
 STEPS = 8

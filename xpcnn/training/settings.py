@@ -20,7 +20,6 @@ from xpcnn.model import DTYPES
 from xpcnn.training.trainer import CAPTURE
 
 MODELS = tuple(name.replace("_", "-") for name in models.__all__)
-SCHEDULES = ("constant", "step", "cosine", "one-cycle")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 OPEN_NAMES = ("folder:", "npz:")  # data sets that are named by a path
 
@@ -65,7 +64,7 @@ class Settings:
     beta1: float | None = setting(None, "Of adam and adamw.", least=0, below=1)
     beta2: float | None = setting(None, "Of adam and adamw.", least=0, below=1)
     eps: float | None = setting(None, "Of adagrad, rmsprop, adam and adamw.", least=0)
-    schedule: str = setting("constant", "Course of the learning rate.", choices=SCHEDULES)
+    schedule: str = setting("constant", "Course of the learning rate.", choices=tuple(optim.SCHEDULES))
     warmup: float | None = setting(
         None, "Epochs in which the learning rate rises.  [default: 0; one-cycle: 30 % of all]", least=0
     )
