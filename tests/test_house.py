@@ -16,8 +16,9 @@ STOREYS = [  # from the ground up; a module may import what stands below it, and
     {"errors", "files"},
     {"backend"},
     {"kernels", "random"},
-    {"ops", "optim"},
+    {"ops", "optim", "parallel"},
     {"layers", "data", "metrics"},
+    {"interop", "model_file"},
     {"models", "model"},
     {"training", "verify"},
     {"report"},
@@ -28,7 +29,7 @@ LEVEL = {name: number for number, storey in enumerate(STOREYS) for name in store
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
     *("cupy", "torch", "jax", "matplotlib", "onnx", "PIL", "click", "rich", "safetensors", "threadpoolctl"),
-    *("pooch", "requests"),
+    *("pooch", "requests", "mpi4py", "onnxruntime", "h5py", "sklearn"),
 }
 
 

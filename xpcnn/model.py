@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,16 +14,17 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_array_api_obj
 
-import xpcnn
+from xpcnn import model_file
 from xpcnn.backend import Array, Backend, resolve_backend
-from xpcnn.errors import ArrayTypeError, DataError, XpcnnError, whole
+from xpcnn.data.normalise import Normalise
+from xpcnn.errors import ArrayTypeError, XpcnnError, whole
 from xpcnn.kernels import threads
 from xpcnn.kernels.threads import single_threaded_blas
-from xpcnn.layers import Layer, from_config, leaves, to_config
+from xpcnn.layers import Layer, leaves
 from xpcnn.layers.base import Arrays, Shape, checked_shape
 from xpcnn.layers.plan import Footprint, Plan, optimizer_bytes
 from xpcnn.layers.precision import Computation
-from xpcnn.layers.stored import check_shapes, read, write
+from xpcnn.layers.stored import check_shapes
 from xpcnn.layers.summary import summarise
 from xpcnn.optim import Optimizer
 from xpcnn.random import Key
@@ -32,26 +32,6 @@ from xpcnn.random import Key
 DTYPES = ("float32", "float64")
 MOST_IMAGES, MOST_BYTES = 1000, 1 << 27  # of a batch in prediction, and of one layer's output
 MOST_BYTES_CPU = 1 << 24  # the same with NumPy, where more memory is slower memory and launching costs nothing
-
-
-@dataclass(frozen=True)
-class Normalise:
-    """How uint8 pixels become a model's floats: ``(pixel / 255 - mean) / std``."""
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what would not give numbers, and keep plain ones: a NumPy scalar would widen float32 images."""
-        object.__setattr__(self, "mean", float(self.mean))
-        object.__setattr__(self, "std", float(self.std))
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise XpcnnError(f"normalise needs a finite mean and a std above 0, not {self.mean!r} and {self.std!r}.")
-
-    def __call__(self, images: Array, dtype: str, xp: Any) -> Array:
-        """Return normalised images of a dtype."""
-        x = xp.astype(images, getattr(xp, dtype)) * (1.0 / (255.0 * self.std))
-        return x - self.mean / self.std if self.mean else x
 
 
 class Model:
@@ -148,16 +128,35 @@ class Model:
         """Return the arrays that are kept but not trained, such as running means, by path."""
         return dict(self._state)
 
-    def load_parameters(self, values: Mapping[str, Any]) -> None:
-        """Replace parameters by host or device arrays; every path must be there with its shape.
+    def load_parameters(
+        self,
+        values: Mapping[str, Any] | str | Path,
+        *,
+        layout: str | None = None,
+        names: Mapping[str, str] | Callable[[str], str | None] | None = None,
+    ) -> None:
+        """Replace parameters by host or device arrays, or a file's; every path must be there with its shape.
 
         State, such as running means, may be among them; what is not given stays as it is.
+
+        Parameters
+        ----------
+        values : mapping, or path
+            Arrays by path; or a file of weights: ``.safetensors`` or Keras' ``.weights.h5``.
+        layout : {"xpcnn", "pytorch", "keras"}, optional
+            How the arrays lie; see `xpcnn.interop.weights.fitted`. By default what the file's kind or names say.
+        names : mapping or function, optional
+            The path here of a name there, where they differ by more than their spelling; None leaves an array out.
 
         Raises
         ------
         XpcnnError
             Naming the paths that are missing, unknown or of another shape; nothing is changed then.
         """
+        if isinstance(values, str | Path) or layout is not None or names is not None:
+            from xpcnn.interop.weights import fitted
+
+            values = fitted(values, self.net, self.input_shape, layout=layout, names=names)
         params, state = self.net.parameters(self.input_shape), self.net.state(self.input_shape)
         if not isinstance(values, Mapping):
             raise XpcnnError(f"parameters must be a mapping from path to array, not {type(values).__name__}.")
@@ -239,17 +238,9 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and description to a safetensors file, whole or not at all."""
-        description = {
-            "xpcnn": xpcnn.__version__,
-            "network": to_config(self.net),
-            "input_shape": list(self.input_shape),
-            "dtype": self.dtype,
-            "normalise": asdict(self.normalise),
-            "classes": list(self.classes),
-            "dataset": self.dataset,
-        }
-        arrays = self._params | self._state
-        write(path, description, {name: self.backend.to_numpy(array) for name, array in arrays.items()})
+        arrays = {name: self.backend.to_numpy(array) for name, array in (self._params | self._state).items()}
+        prepared = asdict(self.normalise)
+        model_file.save(path, self.net, self.input_shape, self.dtype, prepared, self.classes, self.dataset, arrays)
 
     @classmethod
     def load(
@@ -280,40 +271,79 @@ class Model:
             When the file is missing, truncated, corrupt or not an xpcnn model. Shapes are compared before any array
             is read.
         """
-        custom = tuple(custom)
-        if not all(isinstance(cls, type) and issubclass(cls, Layer) for cls in custom):
-            raise XpcnnError(f"custom must list layer classes, not {custom!r}.")
-        description, shapes, arrays = read(Path(path))
-        if "kind" in description:
-            raise DataError(f"{path} is no model but a {description['kind']}; the model is beside it, if there is one.")
         backend = resolve_backend(device)
-        try:
-            net, shape = from_config(description["network"], custom), tuple(description["input_shape"])
-            if not isinstance(net, Layer) or not all(isinstance(n, int) and n > 0 for n in shape):
-                raise XpcnnError("its network or input shape is none.")
-            check_shapes(net.parameters(shape) | net.state(shape), shapes)
-            model = cls(
-                net,
-                backend,
-                dtype=description["dtype"],
-                input_shape=shape,
-                normalise=Normalise(**description["normalise"]),
-                classes=description["classes"],
-                dataset=description["dataset"],
-                values=arrays(),
-            )
-        except (
-            XpcnnError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            raise DataError(f"{path} is not a whole xpcnn model: {_reason(error)}") from None
+        with model_file.opened(path, custom) as (net, options):
+            model = cls(net, backend, **options | {"normalise": Normalise(**options["normalise"])})
         model.computation = replace(model.computation, precision=precision, conv_engine=conv_engine)
         return model
+
+    def to_onnx(
+        self, path: str | Path, *, opset: int | None = None, normalise: bool = False, check: bool = True
+    ) -> dict[str, Any]:
+        """Write the network to an ONNX file, checked before it is there, and return what the checks found.
+
+        Parameters
+        ----------
+        path : path
+            Of the file; what was measured is written beside it, to ``<path>.json``.
+        opset : int, optional
+            Version of ONNX's operators; by default the lowest that the network needs, 17 or more.
+        normalise : bool
+            Let the file take uint8 images and normalise them as the model does.
+        check : bool
+            Compare ONNX's reference evaluator and, where installed, onnxruntime with `predict`.
+
+        Raises
+        ------
+        XpcnnError
+            When a layer has no counterpart, a checker complains or the outputs differ; nothing is written then.
+        """
+        from xpcnn.interop.onnx_export import export
+
+        arrays = {name: self.backend.to_numpy(array) for name, array in (self._params | self._state).items()}
+        prepared = self.normalise if normalise else None
+        return export(
+            path, self.net, self.input_shape, arrays, self.predict if check else None, opset=opset, normalise=prepared,
+            dtype=self.dtype, classes=self.classes, dataset=self.dataset,
+        )  # fmt: skip
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path,
+        device: str | Backend = "auto",
+        *,
+        input_shape: Sequence[int] | None = None,
+        output: str | None = None,
+        precision: str = "float32",
+    ) -> Model:
+        """Make a trainable model of an ONNX file.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        device : str or Backend
+            Where the model shall live.
+        input_shape : (C, H, W), optional
+            One example's shape, where the file leaves it open.
+        output : str, optional
+            The tensor to end at, such as a backbone's; by default the graph's only output.
+        precision : str
+            As in `Model`.
+
+        Raises
+        ------
+        XpcnnError
+            When the file is damaged or no ONNX file; or listing every node that has no counterpart here.
+        """
+        from xpcnn.interop.onnx_import import read
+
+        found = read(path, input_shape=input_shape, output=output)
+        return cls(
+            found.net, device, dtype=found.dtype, input_shape=found.input_shape, normalise=found.normalise,
+            classes=found.classes, dataset=found.dataset, values=found.values, precision=precision,
+        )  # fmt: skip
 
     def summary(self, batch_size: int = 100) -> str:
         """Return a table: layer, output shape, parameters, multiply-adds, receptive field, a batch's im2col memory."""
@@ -363,11 +393,6 @@ class Model:
 def batches(rows: int, size: int) -> list[slice]:
     """Cut rows into batches, the last one short; no rows are one empty batch."""
     return [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's text as the end of a sentence."""
-    return str(error) if isinstance(error, XpcnnError) else f"its description is wrong ({error!r})."
 
 
 def _listed(shape: Shape) -> str:
