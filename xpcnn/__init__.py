@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from xpcnn import backend, data, layers, models, ops, optim
     from xpcnn.backend import Backend, resolve_backend
     from xpcnn.data import Augment, Dataset, Loader, Source, load_dataset
+    from xpcnn.data.normalise import Normalise
     from xpcnn.errors import ArrayTypeError, BackendError, DataError, OutOfMemoryError, XpcnnError
     from xpcnn.kernels.threads import set_num_threads
     from xpcnn.kernels.threads import thread_count as num_threads
     from xpcnn.layers.plan import Plan
-    from xpcnn.model import Model, Normalise
+    from xpcnn.model import Model
     from xpcnn.training import History, Trainer, evaluate
     from xpcnn.verify.gradients import GradientReport, gradcheck
 
-_MODULES = ("backend", "data", "errors", "kernels", "layers", "metrics", "model", "models", "ops", "optim", "random",
-            "report", "serve", "training", "verify")  # fmt: skip
+_MODULES = ("backend", "data", "errors", "kernels", "layers", "metrics", "model", "models", "ops", "optim", "parallel",
+            "random", "report", "serve", "training", "verify")  # fmt: skip
 _HOMES = {  # where a name is imported from when it is first used: a prediction should not wait for the trainer
     "ArrayTypeError": "errors",
     "Augment": "data",
@@ -32,7 +33,7 @@ _HOMES = {  # where a name is imported from when it is first used: a prediction 
     "History": "training",
     "Loader": "data",
     "Model": "model",
-    "Normalise": "model",
+    "Normalise": "data.normalise",
     "OutOfMemoryError": "errors",
     "Plan": "layers.plan",
     "Source": "data",

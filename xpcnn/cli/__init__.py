@@ -12,14 +12,17 @@ from importlib import import_module
 import click
 
 from xpcnn import __version__
+from xpcnn.cli import team
 from xpcnn.cli.common import fail
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import native
 
 INTERRUPTED = 130
 NAMES = (
-    "train", "evaluate", "predict", "report", "serve", "info", "explain", "features", "gradcheck", "verify", "bench",
+    "train", "evaluate", "predict", "export", "import", "report", "serve", "info", "explain", "features",
+    "gradcheck", "verify", "bench",
 )  # fmt: skip
+MODULES = {"import": "import_"}  # which no module can be named
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -38,7 +41,9 @@ class Commands(click.Group):
         """Return the command that a module of the same name defines."""
         if name not in NAMES:
             return None
-        command: click.Command = getattr(import_module(f"xpcnn.cli.{name}"), f"{name}_command")
+        team.check(name)
+        module = import_module(f"xpcnn.cli.{MODULES.get(name, name)}")
+        command: click.Command = getattr(module, f"{name}_command")
         return command
 
 
@@ -59,14 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numbers that overflow show in the loss
             native.chosen()  # raises what is wrong with the environment's word before anything is done
+            team.join()
             result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
+            team.leave()
     except click.ClickException as error:
         return fail(error.format_message())
     except XpcnnError as error:
         return fail(str(error))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("xpcnn: interrupted.", err=True)
-        return INTERRUPTED
+        return team.speak("xpcnn: interrupted.", INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe went away, which is its right
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  so that closing the real one says nothing more
         return 1

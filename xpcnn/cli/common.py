@@ -9,6 +9,7 @@ import click
 
 from xpcnn import models
 from xpcnn.backend import NAMES, resolve_backend
+from xpcnn.cli import team
 from xpcnn.data import Source, load_dataset
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
@@ -54,8 +55,7 @@ def precision_option(command: Command) -> Command:
 
 def fail(sentence: str) -> int:
     """Say what is wrong, in one line, and return 2."""
-    click.echo(f"xpcnn: error: {printable(' '.join(sentence.split()))}", err=True)
-    return 2
+    return team.speak(f"xpcnn: error: {printable(' '.join(sentence.split()))}", 2)
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,8 @@ class Request:
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Note a signal while a step is being made; between steps, and at the second signal, interrupt at once."""
-        at_once = self.signal is not None or not self._trainer.is_busy
+        alone = self._trainer.group.size == 1  # several end together, between two steps
+        at_once = self.signal is not None or (alone and not self._trainer.is_busy)
         self.signal = number
         if at_once:
             raise KeyboardInterrupt

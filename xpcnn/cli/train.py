@@ -17,20 +17,24 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from xpcnn.backend import resolve_backend
+from xpcnn.cli import team
 from xpcnn.cli.common import printable
 from xpcnn.cli.progress import View, view
 from xpcnn.cli.stopping import Request, heeding_signals
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
+from xpcnn.parallel import Group, world
 from xpcnn.report import draw_curves
-from xpcnn.training import Epoch
+from xpcnn.training import Epoch, History
 from xpcnn.training.build import Job, build, read_tables, recipe_tables, recipes, resolved, usual
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run, check_board, resumable_settings
 from xpcnn.training.settings import OPEN_NAMES, Settings, assignments, duration, from_tables
+from xpcnn.training.shared import check_alike, parts, versions
 
 CHANGEABLE = ("device", "threads", "capture", "time_limit", "checkpoint_every", "data_dir", "dataset")  # on --resume
 TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
+SPEECH = 10.0  # seconds that rank 0 has to draw what there is of a run, and to say why it ends
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +96,8 @@ def train_command(
         settings = from_tables(*tables, assignments(assigned), {"train": given})
     with nullcontext() if settings.threads is None else threads.limited_to(settings.threads):
         threads.thread_count()  # raises what is wrong with the environment's before anything is done
-        return _train(settings, resume, out, quiet)
+        group = world()
+        return _train(settings, resume, out, quiet, group) if group.rank == 0 else _help(settings, group)
 
 
 def _resumed(run: str, given: dict[str, Any], others: dict[str, Any]) -> Settings:
@@ -102,31 +107,76 @@ def _resumed(run: str, given: dict[str, Any], others: dict[str, Any]) -> Setting
     if wrong:
         allowed = ", ".join(f"--{name.replace('_', '-')}" for name in CHANGEABLE)
         raise XpcnnError(f"a run goes on with its own settings, so --resume takes no {wrong[0]}; it takes {allowed}.")
-    return replace(resumable_settings(run), **{"time_limit": None} | given)  # whose limit was for that call
+    group = world()
+    saved = resumable_settings(run).tables() if group.rank == 0 else None
+    return replace(from_tables(group.first(saved)), **{"time_limit": None} | given)  # whose limit was for that call
 
 
-def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool) -> int:
-    """Train from the beginning or from a checkpoint."""
-    backend = resolve_backend(settings.device)
+def _train(settings: Settings, resume: str | None, out: str | None, quiet: bool, group: Group) -> int:
+    """Train from the beginning or from a checkpoint; of several ranks, rank 0 does this and the others help."""
+    backend = resolve_backend(group.device(settings.device))
     if settings.tensorboard:
         check_board()
     settings = _with_whole_paths(resolved(settings))
-    job = build(settings, backend, None if quiet else _progress_line(settings.dataset))
+    job = build(settings, backend, None if quiet else _progress_line(settings.dataset), group)
     trainer = job.trainer
     plan = trainer.plan(min(settings.batch_size, len(job.train))) if trainer.max_memory else None
-    data = {"training": job.train.fingerprint(), "test": job.test.fingerprint()}
+    data = _check_ranks(job, settings)
     run = Run.create(out, settings, trainer, data) if resume is None else Run.resume(resume, settings, trainer, data)
     with closing(run):
-        if run.is_finished:
+        if group.first(run.is_finished):
             return _say_finished(run)
+        trainer.follow()
+        team.advise(_how_to_resume(run))
         if resume is not None:
             click.echo(_going_on(run), err=quiet)
         show = view(quiet, settings.epochs, len(job.train))
         with heeding_signals(trainer) as request:
             try:
-                return _run(job, run, show, request, _heading(job, backend, plan), quiet)
+                return group.first(_run(job, run, show, request, _heading(job, backend, plan), quiet))
             except KeyboardInterrupt:  # while something was saved or drawn
                 return _say_interrupted(run, request)
+
+
+def _help(settings: Settings, group: Group) -> int:
+    """Compute another rank's part: rank 0 reads and writes the run, and says how it goes."""
+    backend = resolve_backend(group.device(settings.device))
+    job = build(resolved(settings), backend, group=group)
+    _check_ranks(job, resolved(settings))
+    if group.first(None):  # the run is finished
+        return 0
+    job.trainer.follow()
+    with heeding_signals(job.trainer) as request:
+
+        def is_over(*_: Any) -> bool:
+            return group.any(request.signal is not None)
+
+        try:
+            _fit(job, is_over, is_over)
+        except XpcnnError:
+            time.sleep(SPEECH)  # for rank 0 to say it, if it is everybody's, which ends this process, too
+            raise
+        return int(group.first(None))
+
+
+def _check_ranks(job: Job, settings: Settings) -> dict[str, str]:
+    """Return the fingerprints of the data, after comparing all that must be the same on every rank."""
+    data = {"training": job.train.fingerprint(), "test": job.test.fingerprint()}
+    if job.trainer.group.size > 1:
+        own = {name: value for name, value in settings.tables()["train"].items() if name not in CHANGEABLE}
+        facts = {"versions": versions(), "settings": repr((own, settings.augment)), "training data": data["training"]}
+        check_alike(job.trainer.group, facts | {"test data": data["test"]})
+    return data
+
+
+def _fit(job: Job, on_step: Callable[..., bool], on_epoch: Callable[..., bool]) -> History:
+    """Train as the settings say."""
+    settings = job.settings
+    return job.trainer.fit(
+        job.train, job.test, epochs=settings.epochs, batch_size=settings.batch_size, augment=settings.augment,
+        drop_last=settings.drop_last, evaluate_train=settings.evaluate_train,
+        evaluate_every=settings.evaluate_every, on_step=on_step, on_epoch=on_epoch,
+    )  # fmt: skip
 
 
 def _going_on(run: Run) -> str:
@@ -134,8 +184,10 @@ def _going_on(run: Run) -> str:
     trainer, here = run.trainer, threads.thread_count()
     begun = trainer.progress.epoch > 0 or trainer.progress.batch > 0
     where = f"after step {trainer.steps}" if begun else "at the beginning, since no step had been made"
-    before = run.threads_before
+    before, size = run.threads_before, trainer.group.size
     note = "" if before in (None, here) else f" (with {here} threads instead of {before}, the last bits may differ)"
+    if run.ranks_before not in (None, size):
+        note = f" (with {size} ranks instead of {run.ranks_before}, the last bits may differ)"
     return f"going on with {run.path} {where}{note}."
 
 
@@ -167,7 +219,7 @@ class _Course:
         """Move the bar, and save a checkpoint if it is time for one."""
         self._show.move(epoch, images)
         self._run.step()
-        return self.is_over()
+        return self._job.trainer.group.any(self.is_over())
 
     def on_epoch(self, epoch: Epoch, losses: list[float]) -> bool:
         """Record an epoch and print its line."""
@@ -179,21 +231,17 @@ class _Course:
         self._show.say(_line(epoch, self._job.settings.epochs))
         if run.is_out_of_patience:
             self._show.say(f"no better for {run.waited} evaluations, so it ends here")
-        return run.is_out_of_patience or self.is_over()
+        return trainer.group.any(run.is_out_of_patience or self.is_over())
 
 
 def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], quiet: bool) -> int:
     """Fit, and say at the end how it went."""
-    settings, trainer, course = job.settings, job.trainer, _Course(job, run, show, request)
+    trainer, course = job.trainer, _Course(job, run, show, request)
     try:
         with show:
             for text in heading:
                 show.say(text)
-            history = trainer.fit(
-                job.train, job.test, epochs=settings.epochs, batch_size=settings.batch_size, augment=settings.augment,
-                drop_last=settings.drop_last, evaluate_train=settings.evaluate_train,
-                evaluate_every=settings.evaluate_every, on_step=course.on_step, on_epoch=course.on_epoch,
-            )  # fmt: skip
+            history = _fit(job, course.on_step, course.on_epoch)
     except XpcnnError as error:
         _draw(run)
         raise XpcnnError(f"{error} What was recorded until then is in {run.path}.") from None
@@ -248,8 +296,18 @@ def _heading(job: Job, backend: Any, plan: Any) -> list[str]:
         f"batch size {settings.batch_size}, seed {settings.seed}, "
         f"{settings.dtype if settings.precision == 'float32' else settings.precision}",
         f"{backend.label}: {backend.reason}",
+        *_ranks(job),
         *([str(plan)] if plan else []),
     ]
+
+
+def _ranks(job: Job) -> list[str]:
+    """Say how many processes train together, and what each has of a batch; nothing for one alone."""
+    size, count = job.trainer.group.size, threads.thread_count()
+    images = parts(min(job.settings.batch_size, len(job.train)), size)
+    each = f"{min(images)} to {max(images)}" if min(images) < max(images) else f"{max(images)}"
+    text = f"{size} ranks, each with {each} images of a batch and {count} thread{'s' if count > 1 else ''}"
+    return [text] if size > 1 else []
 
 
 def _with_whole_paths(settings: Settings) -> Settings:

@@ -118,6 +118,23 @@ class Dataset(Source):
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
+class Part(Source):
+    """Some neighbouring rows of another source, read where they are wanted."""
+
+    def __init__(self, whole: Source, rows: slice) -> None:
+        self._whole, self._first = whole, rows.start
+        self.labels, self.classes = whole.labels[rows], whole.classes
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape (C, H, W) of each image."""
+        return self._whole.image_shape
+
+    def read(self, rows: Host) -> Host:
+        """Read from the other source."""
+        return self._whole.read(rows + self._first)
+
+
 def digest(*parts: Any) -> str:
     """Return a hexadecimal BLAKE2b digest of arrays' values (labels whatever their type) and of other things' text."""
     state = blake2b(digest_size=20)

@@ -13,6 +13,7 @@ import numpy as np
 from xpcnn.data.augment import Augment
 from xpcnn.data.dataset import Source
 from xpcnn.errors import XpcnnError, whole
+from xpcnn.parallel import share
 from xpcnn.random import Key
 
 Host = np.ndarray[Any, Any]
@@ -44,6 +45,8 @@ class Loader:
     classes : int, optional
         K of the probabilities (n, K) that mixup and cutmix make of labels; if not given, as many as the data set names
         or, if it names none, as its labels need.
+    part : (int, int)
+        Which part of each batch is wanted, such as (rank, size) of `xpcnn.parallel.world`: the others are not read.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
         classes: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.data = data
         self.batch_size = whole("batch_size", batch_size, 1)
@@ -69,6 +73,7 @@ class Loader:
         self.augment = augment or None
         self.shuffle, self.drop_last = shuffle, drop_last
         self.prefetch = whole("prefetch", prefetch, 0)
+        self.part = part
         if not len(data):
             raise XpcnnError("there are no images to load.")
         if not len(self):
@@ -96,6 +101,21 @@ class Loader:
         if self.augment is None:
             return None
         return self.augment.draw(Key(self.seed).child("augment", epoch), len(self.data), self.data.image_shape)
+
+    def rows(self, batch: int) -> tuple[Host, slice]:
+        """Return which places of an epoch's order are read for a batch, and which of those are this part's.
+
+        Mixup and cutmix mix an image with its mirror image in the order of the batch, which is read, too.
+        """
+        first = batch * self.batch_size
+        count = min(self.batch_size, len(self.data) - first)
+        own = share(count, *self.part)
+        if self.augment is None or not self.augment.mixes or self.part[1] == 1:
+            return np.arange(first + own.start, first + own.stop), slice(0, own.stop - own.start)
+        places = np.arange(own.start, own.stop)
+        read = np.union1d(places, count - 1 - places)
+        start = int(np.searchsorted(read, own.start))
+        return first + read, slice(start, start + len(places))
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches from the one numbered ``start`` on; what comes before it is not read.
@@ -133,11 +153,11 @@ class Loader:
         """Make an epoch's batches one by one."""
         order, table = self.order(number), self.table(number)
         for batch in range(start, len(self)):
-            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            rows, own = self.rows(batch)
             x, t = self.data.read(order[rows]), self.data.labels[order[rows]]
             if self.augment is not None and table is not None:
                 x, t = self.augment.apply(x, t, table[rows], self.classes)
-            yield x, t
+            yield x[own], t[own]
 
 
 def _ahead(made: Iterator[Batch], most: int) -> Iterator[Batch]:

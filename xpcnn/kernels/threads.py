@@ -111,9 +111,14 @@ def _renew_pool() -> None:
 
 def cores() -> int:
     """Return how many cores this process may run on."""
+    return len(core_numbers())
+
+
+def core_numbers() -> list[int]:
+    """Return which cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def run(tasks: list[Callable[[], None]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -37,6 +37,21 @@ def to_config(value: Any) -> Any:
     if isinstance(value, range):
         return list(value)
     raise XpcnnError(f"a layer's options must be numbers, strings, tuples or layers to be saved, got {value!r}.")
+
+
+def replaced(value: Any, change: Callable[[Layer], Layer]) -> Any:
+    """Return a network with each of its layers that holds no others replaced by what ``change`` makes of it."""
+    if isinstance(value, tuple | list):
+        return tuple(replaced(item, change) for item in value)
+    if not isinstance(value, Layer) or not is_dataclass(value):
+        return value
+    options = {field.name: getattr(value, field.name) for field in fields(value)}
+    new = {name: replaced(option, change) for name, option in options.items()}
+    if all(new[name] is options[name] or new[name] == options[name] for name in options):
+        return change(value)
+    if isinstance(value, Sequential):
+        return Sequential(*new["layers"], input_shape=new["input_shape"])
+    return type(value)(**new)
 
 
 def from_config(config: Any, custom: Iterable[type[Layer]] = ()) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError, whole
 from xpcnn.layers.base import Arrays, Layer, Parameter, Shape, options_of
 from xpcnn.ops._check import axes_of, number
+from xpcnn.ops.sync_norm import sync_batch_norm, sync_batch_norm_backward
 from xpcnn.optim.initializers import Ones, Zeros
 from xpcnn.random import Key
 
@@ -78,6 +80,42 @@ class BatchNorm(_Norm):
             train=train, momentum=self.momentum, eps=self.eps, activation=activation,
         )  # fmt: skip
         return y, saved, {"mean": mean, "var": var}
+
+
+@dataclass(frozen=True)
+class _SyncBatchNorm(BatchNorm):
+    """The same in training, for a batch that lies in parts; nobody writes this, `synchronised` makes it."""
+
+    total: Callable[[Array], Array] | None = None
+
+    def forward(
+        self,
+        params: Arrays,
+        state: Arrays,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+        activation: str | None = None,
+    ) -> tuple[Array, Any, Arrays]:
+        """Normalise this part of a batch, by the statistics of all."""
+        if not train or self.total is None:
+            return super().forward(params, state, x, train=train, key=key, activation=activation)
+        y, saved, (mean, var) = sync_batch_norm(
+            x, params["gamma"], params["beta"], state["mean"], state["var"],
+            total=self.total, momentum=self.momentum, eps=self.eps,
+        )  # fmt: skip
+        return y, saved, {"mean": mean, "var": var}
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Return dx and this part's share of the gradients of gamma and beta."""
+        dx, dgamma, dbeta = sync_batch_norm_backward(dy, saved)
+        return dx if need_dx else None, {"gamma": dgamma, "beta": dbeta}
+
+
+def synchronised(layer: Layer, total: Callable[[Array], Array]) -> Layer:
+    """Return a batch norm whose statistics are added up by ``total`` over all parts of a batch; others as they are."""
+    return _SyncBatchNorm(layer.momentum, layer.eps, total) if type(layer) is BatchNorm else layer
 
 
 @dataclass(frozen=True)

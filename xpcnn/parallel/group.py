@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from xpcnn.backend import Array
-from xpcnn.errors import XpcnnError
+from xpcnn.backend import Array, Backend, cuda_devices
+from xpcnn.errors import BackendError, XpcnnError
 
-SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")  # as launchers tell it
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # how launchers tell the number of processes
+CUDA = ("auto", "cuda", "cupy")  # devices that are one GPU per rank
 
 
 class Group:
-    """One process alone; what several do is `xpcnn.parallel.mpi.MPIGroup`'s.
+    """One process alone; several are an `xpcnn.parallel.mpi.MPIGroup`. Every method is called by all ranks alike.
 
     Attributes
     ----------
@@ -28,24 +30,50 @@ class Group:
     local_rank = 0
     local_size = 1
 
-    def sum(self, array: Array) -> Array:
-        """Return the sum of every rank's array, all of one shape: the same bits on each of them."""
+    def sum(self, array: Array, backend: Backend | None = None) -> Array:
+        """Return the sum of every rank's array, all of one shape; every rank gets the same bits.
+
+        Parameters
+        ----------
+        array : array
+            Of the backend, or a NumPy array.
+        """
         return array
 
-    def joined(self, array: Array, counts: list[int]) -> Array:
+    def joined(self, array: Array, counts: Sequence[int], backend: Backend | None = None) -> Array:
         """Return every rank's rows one after another, of which rank r has ``counts[r]``."""
         return array
 
     def gathered(self, value: Any) -> list[Any]:
-        """Return every rank's value, a Python object, in the order of ranks."""
+        """Return every rank's value in the order of ranks: numbers, texts, None, lists and dicts of them."""
         return [value]
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is true on any rank."""
         return flag
 
-    def abort(self, status: int) -> None:
-        """End all other ranks at once; this one goes on to its end."""
+    def first(self, value: Any) -> Any:
+        """Return rank 0's value, of those that `gathered` takes."""
+        return self.gathered(value if self.rank == 0 else None)[0]
+
+    def agree(self, error: XpcnnError | None) -> None:
+        """Raise on all ranks alike if there is an error on any; of several, the lowest rank's."""
+        told = self.gathered(None if error is None else str(error))
+        faulty = [rank for rank, text in enumerate(told) if text is not None]
+        if not faulty:
+            return
+        where = "" if len(faulty) == self.size else f"rank {faulty[0]} of {self.size}: "
+        raise XpcnnError(f"{where}{told[faulty[0]]}")
+
+    def device(self, name: str) -> str:
+        """Return the name of the device that is this rank's: with several ranks on a machine, a GPU each.
+
+        Raises
+        ------
+        BackendError
+            When CUDA is asked for and there are fewer GPUs than ranks.
+        """
+        return name
 
 
 def launched() -> int:
@@ -61,22 +89,46 @@ def launched() -> int:
 def world() -> Group:
     """Return the group of all processes that were started together, or of this one alone.
 
+    With several on a machine, each computes with its share of the cores, unless ``XPCNN_NUM_THREADS`` says otherwise.
+
     Raises
     ------
     XpcnnError
-        When there are several, but mpi4py is not installed.
+        When there are several, but mpi4py is not installed or knows another MPI than the launcher's.
     """
     if launched() == 1:
         return Group()
     try:
         from xpcnn.parallel.mpi import MPIGroup
-    except ImportError as error:
+
+        return MPIGroup(launched())
+    except (ImportError, RuntimeError) as error:
         raise XpcnnError(
-            f"{launched()} processes were started together, which needs `pip install 'xpcnn[mpi]'` ({error})."
+            f"{launched()} processes were started together, which needs MPI: `pip install 'xpcnn[mpi]'` and the "
+            f"launcher's library, such as `pip install mpich` ({error})."
         ) from None
-    return MPIGroup()
 
 
 def share(count: int, rank: int, size: int) -> slice:
     """Return which of ``count`` rows are a rank's: a contiguous part, of sizes that differ by at most 1."""
     return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def own_gpu(name: str, rank: int, visible: Sequence[str | None]) -> str:
+    """Return a rank's device among those of its machine, of which each sees the GPUs that its environment names.
+
+    Where a launcher shows every rank GPUs of its own, that is the first of those; else the GPU of the rank's number.
+    """
+    if name not in CUDA:
+        return name
+    count, missing = cuda_devices()
+    if not count:
+        if name == "auto":
+            return name
+        raise BackendError(f"{name} was asked for, but {missing}.")
+    index = 0 if visible.count(visible[rank]) == 1 else rank
+    if index >= count:
+        raise BackendError(
+            f"there are {len(visible)} ranks on a machine with {count} GPUs; start as many ranks as GPUs."
+        )
+    return f"cuda:{index}"

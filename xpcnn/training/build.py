@@ -15,8 +15,10 @@ import numpy as np
 from xpcnn import models, ops, optim
 from xpcnn.backend import Backend
 from xpcnn.data import Loader, Source, load_dataset
+from xpcnn.data.normalise import Normalise
 from xpcnn.errors import DataError, XpcnnError
-from xpcnn.model import Model, Normalise
+from xpcnn.model import Model
+from xpcnn.parallel import Group
 from xpcnn.training.settings import Settings, nearest, reading
 from xpcnn.training.tiling import Loss
 from xpcnn.training.trainer import Trainer
@@ -43,8 +45,8 @@ class Job(NamedTuple):
     schedule: Callable[[int], float]
 
 
-def build(settings: Settings, backend: Backend, progress: Any = None) -> Job:
-    """Load the data and make the model and its trainer.
+def build(settings: Settings, backend: Backend, progress: Any = None, group: Group | None = None) -> Job:
+    """Load the data and make the model and its trainer, alone or as one of a group.
 
     Raises
     ------
@@ -72,6 +74,8 @@ def build(settings: Settings, backend: Backend, progress: Any = None) -> Job:
         max_memory=settings.max_memory,
         capture=settings.capture,
         ema=settings.ema,
+        group=group,
+        sync_batchnorm=settings.sync_batchnorm,
     )
     return Job(settings, train, test, trainer, schedule)
 

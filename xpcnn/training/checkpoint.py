@@ -108,10 +108,8 @@ def restore(trainer: Trainer, path: str | Path) -> dict[str, Any]:
     if len(losses) != 1 or losses[0] != description["batch"]:
         raise DataError(f"{path} is damaged: it has {losses} losses of {description['batch']} batches.")
     found = arrays()
-    _give(trainer, {name: model.backend.asarray(found[name], str(np.dtype(found[name].dtype))) for name in held})
-    trainer.steps = description["steps"]
-    trainer.progress = Progress(description["epoch"], description["batch"], [float(loss) for loss in found["losses"]])
-    trainer.restored = True
+    give(trainer, {name: model.backend.asarray(found[name], str(np.dtype(found[name].dtype))) for name in held})
+    go_to(trainer, description | {"losses": found["losses"].tolist(), "restored": True})
     extra: dict[str, Any] = description["extra"]
     return extra
 
@@ -126,7 +124,21 @@ def named(trainer: Trainer) -> dict[str, Array]:
     return {f"{part}/{path}": array for part, arrays in parts.items() for path, array in arrays.items()}
 
 
-def _give(trainer: Trainer, arrays: dict[str, Array]) -> None:
+def position(trainer: Trainer) -> dict[str, Any]:
+    """Return where a trainer stands, as plain values."""
+    progress = trainer.progress
+    losses = progress.read(trainer.model.backend)
+    where = {"steps": trainer.steps, "epoch": progress.epoch, "batch": progress.batch}
+    return where | {"losses": losses, "restored": trainer.restored}
+
+
+def go_to(trainer: Trainer, where: Mapping[str, Any]) -> None:
+    """Let a trainer stand where another one stood."""
+    trainer.steps, trainer.restored = where["steps"], where["restored"]
+    trainer.progress = Progress(where["epoch"], where["batch"], list(where["losses"]))
+
+
+def give(trainer: Trainer, arrays: dict[str, Array]) -> None:
     """Put arrays back where `named` took them from."""
 
     def part(name: str, like: Arrays) -> Arrays:

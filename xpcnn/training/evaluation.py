@@ -12,17 +12,23 @@ from array_api_compat import is_array_api_obj
 from xpcnn import ops
 from xpcnn.backend import Array
 from xpcnn.data import Dataset, Loader, Source
+from xpcnn.data.dataset import Part
 from xpcnn.errors import ArrayTypeError, XpcnnError, whole
 from xpcnn.model import Model, batches
+from xpcnn.parallel import Group, share
 
 
 def evaluate(
-    model: Model, data: Source, images: Array | None = None, batch_size: int | None = None
+    model: Model,
+    data: Source,
+    images: Array | None = None,
+    batch_size: int | None = None,
+    group: Group | None = None,
 ) -> tuple[float, float]:
     """Return the accuracy (a fraction) and the mean loss of a model on labelled images, in bounded memory.
 
     ``images`` may give the data set's images where they already lie on the model's device; ``batch_size`` says how
-    many to compute at a time, `Model.images_at_once` or fewer.
+    many to compute at a time, `Model.images_at_once` or fewer. Each rank of a group computes its part.
     """
     most = model.images_at_once
     batch_size = most if batch_size is None else min(most, whole("batch_size", batch_size, 1))
@@ -30,28 +36,40 @@ def evaluate(
         raise XpcnnError("there are no images to evaluate.")
     backend, xp = model.backend, model.backend.xp
     right, loss = [], []
+    group = Group() if group is None else group
+    own = share(len(data), group.rank, group.size)
     with backend.context():
         labels = backend.asarray(data.labels)
-        for rows, part in _parts(model, data, images, batch_size):
+        for rows, part in _parts(model, data, images, batch_size, own):
             logits = model.predict(part)
             right.append(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels[rows], xp.int64)))
             loss.append(ops.softmax_cross_entropy(logits, labels[rows], reduction="sum")[0])
-        correct = int(backend.to_numpy(xp.stack(right)).sum())
-        total = math.fsum(map(float, backend.to_numpy(xp.stack(loss))))
-    return correct / len(data), total / len(data)
+        correct = int(backend.to_numpy(xp.stack(right)).sum()) if right else 0
+        total = math.fsum(map(float, backend.to_numpy(xp.stack(loss)))) if loss else 0.0
+    told = group.gathered([correct, total])
+    return sum(one[0] for one in told) / len(data), math.fsum(one[1] for one in told) / len(data)
 
 
-def _parts(model: Model, data: Source, images: Array | None, batch_size: int) -> Iterator[tuple[slice, Array]]:
+def _parts(
+    model: Model, data: Source, images: Array | None, batch_size: int, own: slice
+) -> Iterator[tuple[slice, Array]]:
     """Yield which rows they are and their images on the device; what is read from files is read ahead."""
+    if own.start == own.stop:
+        return
     if images is None and isinstance(data, Dataset):
         images = model.backend.asarray(data.images)
     if images is not None:
-        for rows in batches(len(data), batch_size):
+        for rows in _rows(own, batch_size):
             yield rows, images[rows, ...]
         return
-    loader = Loader(data, batch_size, shuffle=False)
-    for rows, (part, _) in zip(batches(len(data), batch_size), loader.epoch(0), strict=True):
+    loader = Loader(Part(data, own), batch_size, shuffle=False)
+    for rows, (part, _) in zip(_rows(own, batch_size), loader.epoch(0), strict=True):
         yield rows, model.backend.asarray(part)
+
+
+def _rows(own: slice, size: int) -> list[slice]:
+    """Cut rows into batches."""
+    return [slice(own.start + one.start, own.start + one.stop) for one in batches(own.stop - own.start, size)]
 
 
 def as_source(data: Source | tuple[Any, Any]) -> Source:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xpcnn import kernels
@@ -15,13 +15,14 @@ from xpcnn.data import Augment, Dataset, Loader, Source
 from xpcnn.errors import NotFiniteError, XpcnnError, whole
 from xpcnn.kernels import memory
 from xpcnn.layers.base import Arrays
-from xpcnn.model import batches
 from xpcnn.optim.base import OptState
+from xpcnn.parallel import share
 from xpcnn.training.capture import Recorded, UnrecordableError
 from xpcnn.training.checkpoint import Progress
 from xpcnn.training.evaluation import as_source, evaluate
-from xpcnn.training.guard import first_fault, not_finite
+from xpcnn.training.guard import first_fault, not_finite, worst
 from xpcnn.training.memory import of_evaluation, told
+from xpcnn.training.shared import check_weights
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
@@ -91,7 +92,7 @@ class Fitting:
         ahead = 2 if self.augment or not in_memory else 0
         self.loader = Loader(
             self.train, batch_size, seed=self.model.seed, augment=self.augment, drop_last=drop_last, prefetch=ahead,
-            classes=self.model.output_shape[0],
+            classes=self.model.output_shape[0], part=(trainer.group.rank, trainer.group.size),
         )  # fmt: skip
         self.batch_size = min(batch_size, len(self.train))
         self.stopped = False
@@ -158,6 +159,7 @@ class Fitting:
             except NotFiniteError as error:  # a callback could not save, and does not know where that began
                 raise self._fault_in(before, epoch) or error from None
             losses = progress.read(self.backend)
+            check_weights(trainer.group, trainer.weights()[0], self.backend)
         images = min(progress.batch * self.loader.batch_size, len(self.train)) - first * self.loader.batch_size
         self.images_per_second = images / (time.perf_counter() - start) if images > 0 else None
         if fault := self._fault_in(before, epoch):
@@ -178,7 +180,7 @@ class Fitting:
         for x, t in self._batches(epoch, progress.batch):
             before = self._snapshot()
             with trainer.being_busy():
-                loss = trainer.step(x, t)
+                loss = trainer.step(x, t, **self._whole(progress.batch))
                 progress.losses.append(loss)
                 progress.batch += 1
             if self.backend.name == "numpy" and not math.isfinite(float(loss)):
@@ -198,12 +200,21 @@ class Fitting:
         xp, table = self.backend.xp, self.loader.table(epoch)
         with self.backend.context():
             order = self.backend.asarray(self.loader.order(epoch))
-            for rows in batches(len(self.train), self.loader.batch_size)[first : len(self.loader)]:
-                chosen = order[rows]
+            for batch in range(first, len(self.loader)):
+                rows, own = self.loader.rows(batch)
+                chosen = xp.take(order, self.backend.asarray(rows), axis=0)
                 x, t = xp.take(self.images, chosen, axis=0), xp.take(self.labels, chosen, axis=0)
                 if table is not None and self.augment is not None:
                     x, t = self.augment.apply(x, t, table[rows], self.model.output_shape[0])
-                yield x, t
+                yield x[own, ...], t[own, ...]
+
+    def _whole(self, batch: int) -> dict[str, int]:
+        """Return what a step must be told where its images are only a part of a batch."""
+        return {"of": self._images_in(batch)} if self.trainer.group.size > 1 else {}
+
+    def _images_in(self, batch: int) -> int:
+        """Return how many images one of the epoch's batches has, on all ranks together."""
+        return min(self.loader.batch_size, len(self.train) - batch * self.loader.batch_size)
 
     def _evaluated(self, epoch: int, losses: list[float], test: bool, train: bool, start: float) -> Epoch:
         """Return an epoch's record, with the accuracies that are due."""
@@ -232,7 +243,7 @@ class Fitting:
                     self.trainer.capture_note = f"in evaluation, {error}"
             if self.at_once is not None:
                 memory.release()
-            found = evaluate(self.model, data, images, self.at_once)
+            found = evaluate(self.model, data, images, self.at_once, self.trainer.group)
             if self.at_once is not None:
                 memory.release()
         return found
@@ -250,6 +261,8 @@ class Fitting:
         if trainer.capture == "off" or not kernels.of(self.backend.xp).engine("capture", like):
             return None
         try:
+            if trainer.group.size > 1:
+                raise UnrecordableError("several processes add up their gradients after each")
             if trainer.max_memory is not None:
                 raise UnrecordableError("with max_memory, nothing is kept for a graph")
             if self.images is None:
@@ -284,7 +297,7 @@ class Fitting:
         for x, t in self._batches(epoch, before.batch):
             if self.trainer.progress.batch >= wrong:
                 return self._fault(self._snapshot(), x, epoch)
-            self.trainer.step(x, t)
+            self.trainer.step(x, t, **self._whole(self.trainer.progress.batch))
             self.trainer.progress.batch += 1
         return self._fault(before, x, epoch)
 
@@ -292,7 +305,9 @@ class Fitting:
         """Return what is wrong with a step whose loss is no number; the model is left as it was before it."""
         self._go_back(before)
         key = self.trainer.key(before.steps)
-        found = first_fault(self.model, before.params, before.state, x, key)
+        group = self.trainer.group
+        key = replace(key, row=share(self._images_in(before.batch), group.rank, group.size).start)
+        found = worst(group.gathered(first_fault(self.model, before.params, before.state, x, key)))
         step = before.steps + 1
         return XpcnnError(f"the loss is no longer a number in step {step}, in epoch {epoch}: {found}; {CURES}.")
 

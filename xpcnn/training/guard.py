@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xpcnn.backend import Array
@@ -9,6 +10,8 @@ from xpcnn.layers import watched
 from xpcnn.layers.base import Arrays
 from xpcnn.model import Model
 from xpcnn.random import Key
+
+FINITE = "every layer's output is finite, but the loss is not"
 
 
 def first_fault(model: Model, params: Arrays, state: Arrays, x: Any, key: Key) -> str:
@@ -34,7 +37,12 @@ def first_fault(model: Model, params: Arrays, state: Arrays, x: Any, key: Key) -
         for path, y in watched.outputs(model.net, model.input_shape, params, state, x, train=True, key=key).items():
             if not _finite(model, y):
                 return f"{path} is the first layer whose output is not finite"
-    return "every layer's output is finite, but the loss is not"
+    return FINITE
+
+
+def worst(found: Sequence[str]) -> str:
+    """Return what the first rank found whose images showed a fault."""
+    return next((text for text in found if text != FINITE), FINITE)
 
 
 def not_finite(model: Model, arrays: Arrays) -> str | None:

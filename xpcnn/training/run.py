@@ -46,8 +46,8 @@ class Run:
         The epoch with the highest test accuracy (the training accuracy without a test set).
     waited : int
         Evaluations since then.
-    threads_before : int or None
-        CPU threads of the process that saved the checkpoint it goes on from.
+    threads_before, ranks_before : int or None
+        CPU threads of the process that saved the checkpoint it goes on from, and how many there were of those.
     """
 
     def __init__(self, path: Path, settings: Settings, trainer: Trainer, data: Mapping[str, str]) -> None:
@@ -60,6 +60,7 @@ class Run:
         self.best: Epoch | None = None
         self.waited = 0
         self.threads_before: int | None = None
+        self.ranks_before: int | None = None
         self._every = duration("checkpoint_every", settings.checkpoint_every)
         self._saved = time.monotonic()
         self._board: Any = None
@@ -91,7 +92,8 @@ class Run:
             directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             run = stack.enter_context(closing(cls(directory, settings, trainer, data)))
-            run._configure(settings.tables() | {"environment": environment(trainer.model.backend)})
+            facts = environment(trainer.model.backend) | {"ranks": trainer.group.size}
+            run._configure(settings.tables() | {"environment": facts})
             run.save()
             stack.pop_all()
         return run
@@ -134,6 +136,7 @@ class Run:
         best = None if self.best is None else self.best.epoch
         tables = self.settings.tables()
         record = {"best": best, "waited": self.waited, "threads": thread_count()}
+        record["ranks"] = self.trainer.group.size
         self.trainer.save(self.path / CHECKPOINT, settings=tables, data=self.data, **record)
         self._saved = time.monotonic()
 
@@ -193,7 +196,7 @@ class Run:
         self.losses = losses[: trainer.steps - trainer.progress.batch]
         self.best = next((one for one in self.epochs if one.epoch == extra["best"]), None)
         self.waited = extra["waited"]
-        self.threads_before = extra.get("threads")
+        self.threads_before, self.ranks_before = extra.get("threads"), extra.get("ranks")
         if len(self.epochs) != trainer.progress.epoch or len(self.losses) != trainer.steps - trainer.progress.batch:
             raise DataError(
                 f"{self.path / METRICS} lacks some of the epochs before the checkpoint, so the run cannot go on."

@@ -102,6 +102,9 @@ class Settings:
     )
     time_limit: str | None = setting(None, "Stop, resumably, after so long: seconds, or 90s, 10m, 2h.")
     checkpoint_every: str = setting("30s", "Time between two checkpoints.")
+    sync_batchnorm: bool = setting(
+        False, "With several processes, take batch norm's statistics over the whole batch, as one does."
+    )
     tensorboard: bool = setting(False, "Write TensorBoard event files, too (needs xpcnn[tensorboard]).")
     augment: Augment = field(default_factory=Augment)
 

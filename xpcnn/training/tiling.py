@@ -9,30 +9,33 @@ from typing import Any
 from xpcnn.backend import Array
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import memory
-from xpcnn.layers.base import Arrays
+from xpcnn.layers.base import Arrays, Layer
 from xpcnn.model import Model, batches
 from xpcnn.random import Key
 
 Loss = tuple[Callable[..., tuple[Array, Any]], Callable[[Any], Array]]
 
 
-def whole_batch(model: Model, loss: Loss, x: Array, t: Array, key: Key) -> tuple[Array, Arrays, Arrays]:
-    """Return a batch's loss, its gradients and the new state."""
-    value, grads, state = _part(model, model.computation.parameters(model.parameters()), loss, x, t, key, 1.0)
+def whole_batch(
+    model: Model, loss: Loss, x: Array, t: Array, key: Key, net: Layer | None = None
+) -> tuple[Array, Arrays, Arrays]:
+    """Return a batch's loss, its gradients and the new state; ``net`` may compute in place of the model's network."""
+    own = model.computation.parameters(model.parameters())
+    value, grads, state = _part(model, net or model.net, own, loss, x, t, key, 1.0)
     return value, model.computation.gradients(grads), state
 
 
 def _part(
-    model: Model, params: Arrays, loss: Loss, x: Array, t: Array, key: Key, share: float
+    model: Model, net: Layer, params: Arrays, loss: Loss, x: Array, t: Array, key: Key, share: float
 ) -> tuple[Array, Arrays, Arrays]:
     """Do it for a part of a batch, counted by its share; parameters and gradients are as the layers compute in."""
     compute = model.computation
-    y, saved, state = model.net.forward(params, model.state(), compute.narrow(model.as_input(x)), train=True, key=key)
+    y, saved, state = net.forward(params, model.state(), compute.narrow(model.as_input(x)), train=True, key=key)
     value, loss_saved = loss[0](compute.widen(y), t)
     dy = loss[1](loss_saved)
     if share != 1.0:
         value, dy = value * share, dy * share
-    _, grads = model.net.backward(params, compute.narrow(dy), saved, need_dx=False)
+    _, grads = net.backward(params, compute.narrow(dy), saved, need_dx=False)
     return value, grads, state
 
 
@@ -47,7 +50,7 @@ def tiles_of_a_mean(model: Model, loss: Loss, x: Array, t: Array, key: Key, tile
     for rows in _tiles(count, tile):
         share = (rows.stop - rows.start) / count
         own = replace(key, row=key.row + rows.start)
-        value, grads, _ = _part(model, params, loss, x[rows, ...], t[rows, ...], own, share)
+        value, grads, _ = _part(model, model.net, params, loss, x[rows, ...], t[rows, ...], own, share)
         values.append(value)
         _add(sums, compute.gradients(grads))
     return sum(values[1:], start=values[0]), sums, model.state()

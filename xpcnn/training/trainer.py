@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from xpcnn.backend import Array
 from xpcnn.data import Augment, Source
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels.threads import single_threaded_blas
-from xpcnn.layers.base import Arrays
+from xpcnn.layers.base import Arrays, Layer
 from xpcnn.layers.plan import Footprint, Plan, arrays_in, bytes_of, memory_size
 from xpcnn.model import Model
 from xpcnn.optim import Optimizer
 from xpcnn.optim.average import moving_average
+from xpcnn.parallel import Group, share
 from xpcnn.random import Key
 from xpcnn.training import checkpoint
 from xpcnn.training.checkpoint import Progress
 from xpcnn.training.fitting import Epoch, Fitting, History
 from xpcnn.training.memory import of_step, told
+from xpcnn.training.shared import broadcast, parts, shared_loss, summed, sync_net
 from xpcnn.training.tiling import Loss, tiles_of_a_mean, tiles_of_any, whole_batch
 
 LOSSES: dict[str, Loss] = {
@@ -62,6 +65,12 @@ class Trainer:
     ema : float, optional
         Keep a moving average of weights and running statistics with this decay (see `xpcnn.optim.moving_average`).
         `fit` evaluates it, shows it to ``on_epoch``, and leaves it in the model at its end.
+    group : Group, optional
+        Processes that train together, such as `xpcnn.parallel.world`: each computes its part of every batch, and the
+        gradients are added up. The result is that of one process, up to the order of summation; batch norm takes the
+        statistics of each part, whose running means are averaged.
+    sync_batchnorm : bool
+        Take batch norm's statistics over the whole batch, as one process does.
 
     Attributes
     ----------
@@ -80,6 +89,8 @@ class Trainer:
         max_memory: int | str | None = None,
         capture: str = "auto",
         ema: float | None = None,
+        group: Group | None = None,
+        sync_batchnorm: bool = False,
     ) -> None:
         if capture not in CAPTURE:
             raise XpcnnError(f"capture must be {' or '.join(CAPTURE)}, not {capture!r}.")
@@ -90,6 +101,8 @@ class Trainer:
         self.loss = LOSSES[loss] if isinstance(loss, str) else loss
         if not isinstance(self.loss, tuple | list) or len(self.loss) != 2 or not all(map(callable, self.loss)):
             raise XpcnnError(f"loss must be one of {', '.join(LOSSES)} or a pair of functions, not {loss!r}.")
+        self.group = Group() if group is None else group
+        self.sync_batchnorm = sync_batchnorm
         self.max_memory = memory_size(max_memory)
         self.capture = capture
         self.capture_note = ""
@@ -102,26 +115,34 @@ class Trainer:
         self._lent: tuple[Arrays, Arrays] | None = None  # the weights, while the model holds their averages
         self._shown: Arrays = {}
         self._tiles: dict[int, int] = {}  # by the images of a batch, how many of them are computed at a time
-        self._tile = tiles_of_a_mean if isinstance(loss, str) else tiles_of_any
+        self._tile = tiles_of_a_mean if isinstance(loss, str) and self.group.size == 1 else tiles_of_any
         with model.backend.context():
             self.opt_state = optimizer.init(model.parameters())
         self.average: Arrays | None = None if ema is None else model.parameters() | model.state()
 
-    def step(self, x: Any, t: Any) -> Array:
+    def step(self, x: Any, t: Any, of: int | None = None) -> Array:
         """Make one update from a batch and return its loss, which stays on the device.
 
         Parameters
         ----------
         x : array (N, C, H, W)
-            uint8 images or normalised floats, on the host or the device.
+            uint8 images or normalised floats, on the host or the device. Every rank of a group is given all of them,
+            and computes its part.
         t : array (N,) or (N, K)
             Labels or probabilities.
+        of : int, optional
+            Images in the whole batch, where x and t are this rank's part of it already.
         """
         self.take_back()
+        count = of or (len(x) if hasattr(x, "__len__") else 1)
+        if self.group.size > 1 and of is None:
+            if len(t) != count:
+                raise XpcnnError(f"there must be one target per image: {count} images, {len(t)} targets.")
+            own = share(count, self.group.rank, self.group.size)
+            x, t = x[own, ...], t[own, ...]
         model = self.model
-        count = len(x) if hasattr(x, "__len__") else 1
         with model.computing(), single_threaded_blas(), self.told(count):
-            loss, grads, state = self._gradients(x, t)
+            loss, grads, state = self._gradients(x, t, count)
             params, moments = self.optimizer.update(grads, self.opt_state, model.parameters(), self.steps)
             average = self.average
             if self.averaging is not None and average is not None:
@@ -235,7 +256,7 @@ class Trainer:
         XpcnnError
             When ``max_memory`` is too small, saying what would be enough.
         """
-        return self.footprint.plan(batch_size, self.max_memory)
+        return self.footprint.plan(-(-batch_size // self.group.size), self.max_memory)
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -246,28 +267,50 @@ class Trainer:
     def told(self, count: int) -> AbstractContextManager[None]:
         """Return a context that turns running out of memory in steps of so many images into a sentence."""
         backend = self.model.backend
-        return told(backend, lambda: of_step(backend, count, lambda: self.footprint))
+        return told(backend, lambda: of_step(backend, -(-count // self.group.size), lambda: self.footprint))
+
+    def follow(self) -> None:
+        """Take over, on every rank, what rank 0's trainer holds and where it stands."""
+        if self.group.size == 1:
+            return
+        position = checkpoint.position(self)
+        checkpoint.give(self, broadcast(checkpoint.named(self), self.group, self.model.backend))
+        checkpoint.go_to(self, self.group.first(position))
 
     def key(self, step: int) -> Key:
         """Return the random numbers of a step."""
         return Key(self.model.seed).child("step", step)
 
     def _images_at_once(self, count: int) -> int:
-        """Return how many images of a batch are computed at a time."""
+        """Return how many of this process' images of a batch are computed at a time."""
         if self.max_memory is None or not count:
             return count
         if count not in self._tiles:
-            self._tiles[count] = self.plan(count).tile
+            self._tiles[count] = self.footprint.plan(count, self.max_memory).tile
         return self._tiles[count]
 
-    def _gradients(self, x: Any, t: Any) -> tuple[Array, Arrays, Arrays]:
-        """Return a batch's loss, its gradients and the new state."""
-        x, t, key = self.model.backend.asarray(x), self._targets(t), self.key(self.steps)
-        count = x.shape[0] if x.ndim else 0
-        tile = self._images_at_once(count)
-        if tile == count:
-            return whole_batch(self.model, self.loss, x, t, key)
-        return self._tile(self.model, self.loss, x, t, key, tile)
+    def _gradients(self, x: Any, t: Any, count: int) -> tuple[Array, Arrays, Arrays]:
+        """Return a batch's loss, its gradients and the new state, from this process' images of it."""
+        model, backend, group = self.model, self.model.backend, self.group
+        x, t, key, loss, net = backend.asarray(x), self._targets(t), self.key(self.steps), self.loss, model.net
+        own = x.shape[0] if x.ndim else 0
+        tile = self._images_at_once(own)
+        if group.size > 1:
+            key = replace(key, row=share(count, group.rank, group.size).start)
+            loss = shared_loss(loss, group, parts(count, group.size), backend)
+            net = self._synced if self.sync_batchnorm else net
+        if tile == own:
+            value, grads, state = whole_batch(model, loss, x, t, key, net)
+        else:
+            value, grads, state = self._tile(model, loss, x, t, key, tile)
+        if group.size > 1:
+            grads, state = summed(grads, state, own / count, group, backend)
+        return value, grads, state
+
+    @cached_property
+    def _synced(self) -> Layer:
+        """The network whose batch norms take the statistics of the whole batch."""
+        return sync_net(self.model.net, self.group, self.model.backend)
 
     def _targets(self, t: Any) -> Array:
         """Return targets on the device: labels as they are, numbers in the model's dtype."""

@@ -1,0 +1,127 @@
+"""A group of processes that MPI connects, whatever launcher started them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import XpcnnError
+from xpcnn.kernels import threads
+from xpcnn.parallel.group import Group, own_gpu
+
+Host = np.ndarray[Any, Any]
+Sum = Callable[[Array], Array]
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class MPIGroup(Group):
+    """All processes that a launcher started together, which are ``size``.
+
+    Raises
+    ------
+    XpcnnError
+        When MPI knows of another number: its library is not the launcher's.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._all = MPI.COMM_WORLD
+        if self._all.size != size:
+            raise XpcnnError(
+                f"the launcher started {size} processes, but {_library()} sees {self._all.size}; start them with the "
+                "mpiexec of that library."
+            )
+        self._machine = self._all.Split_type(MPI.COMM_TYPE_SHARED)
+        self.rank, self.size = self._all.rank, self._all.size
+        self.local_rank, self.local_size = self._machine.rank, self._machine.size
+        self._flags = np.zeros(2, np.int8)
+        self._nccl: dict[int, Sum | None] = {}  # by device
+        if not os.environ.get(threads.VARIABLE, "").strip():
+            threads.set_num_threads(self._own_cores())
+
+    def sum(self, array: Array, backend: Backend | None = None) -> Array:
+        """Add up by NCCL where it connects the ranks' GPUs, and else by MPI on the host."""
+        if backend is None or backend.name == "numpy":
+            return self._sum(np.ascontiguousarray(array))
+        if backend.name == "cupy":
+            total = self._connected(backend)
+            if total is not None:
+                return total(array)
+        host = backend.to_numpy(array)
+        return backend.asarray(self._sum(np.ascontiguousarray(host)), host.dtype.name)
+
+    def joined(self, array: Array, counts: Sequence[int], backend: Backend | None = None) -> Array:
+        """Send rows through the host: they are few, such as a batch's outputs."""
+        host = np.asarray(array) if backend is None else backend.to_numpy(array)
+        if host.shape[0] != counts[self.rank]:
+            raise XpcnnError(f"rank {self.rank} has {host.shape[0]} rows instead of {counts[self.rank]}.")
+        whole = np.empty((sum(counts), *host.shape[1:]), host.dtype)
+        width = prod(host.shape[1:]) * host.itemsize
+        sizes = [count * width for count in counts]
+        self._all.Allgatherv(_raw(host), [_raw(whole), sizes, None, MPI.BYTE])
+        return whole if backend is None or backend.name == "numpy" else backend.asarray(whole, whole.dtype.name)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Send values as JSON, so that nothing is unpickled."""
+        return _gathered(self._all, value)
+
+    def any(self, flag: bool) -> bool:
+        """Take the largest flag."""
+        self._flags[0] = flag
+        self._all.Allreduce(self._flags[:1], self._flags[1:], MPI.MAX)
+        return bool(self._flags[1])
+
+    def device(self, name: str) -> str:
+        """Return a GPU of this rank's own."""
+        return own_gpu(name, self.local_rank, _gathered(self._machine, os.environ.get(VISIBLE)))
+
+    def _sum(self, host: Host) -> Host:
+        """Add up on the host."""
+        total = np.empty_like(host)
+        self._all.Allreduce(host, total)
+        return total
+
+    def _connected(self, backend: Backend) -> Sum | None:
+        """Return NCCL's sum of arrays on this rank's device, None where there is none; connected at first use."""
+        number = int(backend.device.id)
+        if number not in self._nccl:
+            from xpcnn.kernels.cuda import collective
+
+            self._nccl[number] = collective.connect(self.size, self.rank, self._exchanged)
+        return self._nccl[number]
+
+    def _exchanged(self, token: bytes | None) -> bytes:
+        """Return rank 0's bytes."""
+        return bytes.fromhex(self.first(None if token is None else token.hex()))
+
+    def _own_cores(self) -> int:
+        """Return how many cores are this rank's: all of them, where its launcher bound it to some, else a share."""
+        cores = [set(found) for found in _gathered(self._machine, threads.core_numbers())]
+        return max(1, min(len(cores[self.local_rank]), len(set.union(*cores)) // self.local_size))
+
+
+def _gathered(comm: MPI.Comm, value: Any) -> list[Any]:
+    """Return every rank's value."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.empty(comm.size, np.int64)
+    comm.Allgather(np.asarray([len(text)], np.int64), sizes)
+    whole = np.empty(int(sizes.sum()), np.uint8)
+    comm.Allgatherv(text, [whole, sizes.tolist(), None, MPI.BYTE])
+    return [json.loads(part.tobytes()) for part in np.split(whole, np.cumsum(sizes)[:-1])]
+
+
+def _raw(host: Host) -> Host:
+    """Return an array's bytes, without a copy if they lie in order."""
+    return np.ascontiguousarray(host).reshape(-1).view(np.uint8)
+
+
+def _library() -> str:
+    """Return the name of the MPI library in use."""
+    return " ".join(MPI.Get_library_version().split()[:3]).strip(" ,:")

@@ -1,0 +1,120 @@
+"""A step that several processes make together: each computes its rows of the batch, the gradients are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import blake2b
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xpcnn
+from xpcnn.backend import Array, Backend
+from xpcnn.errors import XpcnnError
+from xpcnn.layers.base import Arrays, Layer
+from xpcnn.layers.describe import replaced
+from xpcnn.layers.norm import synchronised
+from xpcnn.parallel import Group, share
+from xpcnn.training.tiling import Loss
+
+SOURCES = (".py", ".c", ".h", ".cu", ".cuh")
+
+
+def parts(count: int, size: int) -> list[int]:
+    """Return how many of a batch's images each rank computes."""
+    own = (share(count, rank, size) for rank in range(size))
+    return [rows.stop - rows.start for rows in own]
+
+
+def shared_loss(loss: Loss, group: Group, counts: Sequence[int], backend: Backend) -> Loss:
+    """Return a loss that is given a rank's outputs and targets, and is that of the whole batch on every rank.
+
+    Outputs are few, so every rank is sent all of them and computes all of the loss: whatever a loss does with a batch,
+    the result is that of one process, and each rank has its rows of the gradient.
+    """
+    end = list(accumulate(counts))[group.rank]
+
+    def forward(y: Array, t: Array) -> tuple[Array, Any]:
+        return loss[0](group.joined(y, counts, backend), group.joined(t, counts, backend))
+
+    def backward(saved: Any) -> Array:
+        return loss[1](saved)[end - counts[group.rank] : end, ...]
+
+    return forward, backward
+
+
+def sync_net(net: Layer, group: Group, backend: Backend) -> Layer:
+    """Return a network whose batch norms take the statistics of the whole batch."""
+    synced: Layer = replaced(net, partial(synchronised, total=partial(group.sum, backend=backend)))
+    return synced
+
+
+def summed(grads: Arrays, state: Arrays, weight: float, group: Group, backend: Backend) -> tuple[Arrays, Arrays]:
+    """Return the sum of all ranks' gradients, and the mean of their states by their weights, which add up to 1.
+
+    Everything travels as one flat buffer, in one sum. State that is not floats is left as it is on this rank.
+    """
+    xp = backend.xp
+    moving = {path: array for path, array in state.items() if xp.isdtype(array.dtype, "real floating")}
+    arrays = [*grads.values(), *(array * weight for array in moving.values())]
+    if not arrays:
+        return grads, state
+    with backend.context():
+        flat = group.sum(xp.concat([xp.reshape(array, (-1,)) for array in arrays]), backend)
+        ends = list(accumulate(array.size for array in arrays))
+        new = [xp.reshape(flat[end - a.size : end], a.shape) for a, end in zip(arrays, ends, strict=True)]
+    return dict(zip(grads, new, strict=False)), state | dict(zip(moving, new[len(grads) :], strict=True))
+
+
+def versions() -> str:
+    """Return what the results of a program depend on: xpcnn's version and sources, and NumPy's version."""
+    sources = blake2b(digest_size=8)
+    package = Path(xpcnn.__file__).parent
+    for path in sorted(package.rglob("*")):
+        if path.suffix in SOURCES:
+            sources.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return f"xpcnn {xpcnn.__version__} ({sources.hexdigest()}), NumPy {np.__version__}"
+
+
+def check_alike(group: Group, facts: dict[str, str]) -> None:
+    """Raise, on all ranks, naming the first fact that is not the same on every one.
+
+    Parameters
+    ----------
+    facts : dict
+        By what it is, such as ``"settings"``, a text that must be the same.
+    """
+    told = group.gathered(facts)
+    for name in facts:
+        for rank, other in enumerate(told):
+            if other.get(name) != told[0][name]:
+                raise XpcnnError(
+                    f"the ranks do not belong together: the {name} of rank {rank} differ from those of rank 0; start "
+                    "all of them with the same program, data and settings."
+                )
+
+
+def check_weights(group: Group, params: Arrays, backend: Backend) -> None:
+    """Raise, on all ranks, unless every rank has the same weights to the last bit."""
+    if group.size == 1:
+        return
+    digest = blake2b(digest_size=16)
+    for array in params.values():
+        digest.update(np.ascontiguousarray(backend.to_numpy(array)).data)
+    told = group.gathered(digest.hexdigest())
+    if wrong := [rank for rank, text in enumerate(told) if text != told[0]]:
+        raise XpcnnError(
+            f"the weights of rank {wrong[0]} are no longer those of rank 0: the sums that they exchange differ, so the "
+            "MPI library or a machine is faulty; go on from the checkpoint, with another library or without that one."
+        )
+
+
+def broadcast(arrays: dict[str, Array], group: Group, backend: Backend) -> dict[str, Array]:
+    """Return rank 0's arrays on every rank; names and shapes are the same on all."""
+    counts = [1] + [0] * (group.size - 1)
+    rows: Callable[[Array], Array] = lambda array: array[None, ...] if group.rank == 0 else array[None, ...][:0, ...]  # noqa: E731
+    with backend.context():
+        return {name: group.joined(rows(array), counts, backend)[0, ...] for name, array in arrays.items()}
