@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import oracles`
 
 import browser
 import emulator
+import mpi
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest value, or absolute if all are below 1
 GRAPHS = ("numpy-as-cuda", "cupy")  # the backends that can record work
@@ -72,12 +73,13 @@ def make_arrays(name: str) -> Arrays:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require", action="append", default=[], help="fail unless this backend, or chromium, can run")
+    parser.addoption("--require", action="append", default=[], help="fail unless this can run: a backend, chromium, mpi, ...")
     parser.addoption("--only", action="append", default=[], help="run backend tests on these backends alone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    there = [*installed(), *(["chromium"] if browser.executable() else [])]
+    there = [*installed(), *(["chromium"] if browser.executable() else []), *(["mpi"] if mpi.available() else [])]
+    there += [name for name in ("onnxruntime", "keras", "sklearn") if importlib.util.find_spec(name) is not None]
     missing = [name for name in config.getoption("--require") if name not in there]
     if missing:
         raise pytest.UsageError(f"what is required cannot run here: {', '.join(missing)} ({cuda_devices()[1]})")

@@ -34,6 +34,7 @@ from xpcnn.training.shared import check_alike, parts, versions
 CHANGEABLE = ("device", "threads", "capture", "time_limit", "checkpoint_every", "data_dir", "dataset")  # on --resume
 TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
+MOST_DIGITS = 1e6  # a larger loss is shown by its exponent
 SPEECH = 10.0  # seconds that rank 0 has to draw what there is of a run, and to say why it ends
 
 
@@ -340,7 +341,8 @@ def _line(epoch: Epoch, epochs: int) -> str:
     accuracies = "   ".join(f"{name} {100 * value:6.2f} %" for name, value in parts if value is not None)
     if epoch.loss is None:
         return f"{'before training':<27}{accuracies}   {epoch.seconds:5.1f} s"
-    start = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}   loss {epoch.loss:.5f}"
+    loss = f"{epoch.loss:.5f}" if epoch.loss < MOST_DIGITS else f"{epoch.loss:.3e}"
+    start = f"epoch {epoch.epoch:>{len(str(epochs))}}/{epochs}   loss {loss}"
     speed = "" if epoch.images_per_second is None else f"   {epoch.images_per_second:,.0f} images/s"
     return f"{start:<27}{accuracies}   {epoch.seconds:5.1f} s{speed}"
 

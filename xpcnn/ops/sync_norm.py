@@ -6,6 +6,7 @@ As in `xpcnn.ops.norm`, with two sums over all parts forward (Σx, then Σ(x - m
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 from array_api_compat import device
@@ -75,7 +76,7 @@ def sync_batch_norm(
     xp = _check.namespace(xp, given, x=x)
     channels, ones = x.shape[1], (1,) * (x.ndim - 2)
     spread, axes = (1, channels, *ones), (0, *range(2, x.ndim))
-    own = xp.full((1,), x.size / channels, dtype=x.dtype, device=device(x))
+    own = xp.full((1,), prod(x.shape) / channels, dtype=x.dtype, device=device(x))
     found = total(xp.concat([_summed(x, axes, xp), own]))
     count = found[channels]
     mean = found[:channels] / count

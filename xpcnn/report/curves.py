@@ -11,6 +11,8 @@ from typing import Any
 
 from xpcnn.files import write_whole
 
+MOST = 1e100  # of a loss that is drawn
+
 
 def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw a PNG: on the left every update's loss and its running mean, on the right accuracy by epoch.
@@ -35,6 +37,7 @@ def draw_curves(path: str | Path, losses: Sequence[float], epochs: Sequence[Mapp
     figure.suptitle(title, parse_math=False)  # a path may have dollars
     left, right = figure.subplots(1, 2)
 
+    losses = [min(loss, MOST) for loss in losses]  # matplotlib's ticks overflow far above
     updates = range(1, len(losses) + 1)
     left.plot(updates, losses, color="C0", alpha=0.3, linewidth=0.6, label="each update")
     window = max(1, min(100, len(losses) // 10))

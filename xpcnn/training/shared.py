@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def summed(grads: Arrays, state: Arrays, weight: float, group: Group, backend: B
         return grads, state
     with backend.context():
         flat = group.sum(xp.concat([xp.reshape(array, (-1,)) for array in arrays]), backend)
-        ends = list(accumulate(array.size for array in arrays))
-        new = [xp.reshape(flat[end - a.size : end], a.shape) for a, end in zip(arrays, ends, strict=True)]
+        ends = list(accumulate(prod(array.shape) for array in arrays))
+        new = [xp.reshape(flat[end - prod(a.shape) : end], a.shape) for a, end in zip(arrays, ends, strict=True)]
     return dict(zip(grads, new, strict=False)), state | dict(zip(moving, new[len(grads) :], strict=True))
 
 
