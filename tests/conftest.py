@@ -73,7 +73,9 @@ def make_arrays(name: str) -> Arrays:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require", action="append", default=[], help="fail unless this can run: a backend, chromium, mpi, ...")
+    parser.addoption(
+        "--require", action="append", default=[], help="fail unless this can run: a backend, chromium, mpi, ..."
+    )
     parser.addoption("--only", action="append", default=[], help="run backend tests on these backends alone")
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from glob import escape
 from pathlib import Path
 
 PART = ".part"  # how temporary files end
@@ -31,7 +32,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 
 def leftovers(directory: Path, names: Iterable[str]) -> list[Path]:
     """Return the temporary files that killed processes left in a directory, of files with these names."""
-    return [path for name in names for path in directory.glob(f".{name}.*{PART}")]
+    return [path for name in names for path in directory.glob(f".{escape(name)}.*{PART}")]
 
 
 def held(directory: Path) -> int | None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import xpcnn as xc
-from xpcnn.cli import predict as module
+from xpcnn.cli.pictures import cut, read_batches
 from xpcnn.report.attribution import draw_overlay, grad_cam
 
 
@@ -221,13 +221,12 @@ def test_little_is_read_ahead():
             most[0] = max(most[0], alive[0])
         return np.zeros((1, 28, 28), np.uint8).view(Picture)
 
-    faults = module._Faults()
-    for batch, images in module._read(iter(map(str, range(1000))), 10, read, faults):
+    for batch, images, faults in read_batches(cut(map(str, range(1000)), 10), read):
         done += batch
         assert images.shape == (10, 1, 28, 28)
+        assert faults == []
     assert done == list(map(str, range(1000)))
     assert most[0] <= 60
-    assert faults.count == 0
 
 
 def test_what_reading_raises_otherwise_is_raised():
@@ -235,7 +234,7 @@ def test_what_reading_raises_otherwise_is_raised():
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        list(module._read(iter("ab"), 1, read, module._Faults()))
+        list(read_batches(cut("ab", 1), read))
 
 
 def test_batches_do_not_change_answers(predict, digits):

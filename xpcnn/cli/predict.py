@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
-from xpcnn.cli.common import device_option, fail, open_for_use, precision_option, printable, threads_option
-from xpcnn.data.listing import SUFFIXES
+from xpcnn.cli.common import device_option, open_for_use, precision_option, printable, threads_option
+from xpcnn.cli.forms import Form, Result, as_csv, as_json, as_table
+from xpcnn.cli.parts import Parts, check_output
+from xpcnn.cli.pictures import Faults, Host, cut, pictures, read_batches
+from xpcnn.cli.sharded import Prediction, identity, predict_into
 from xpcnn.data.picture import POLARITIES
-from xpcnn.errors import DataError, XpcnnError
-from xpcnn.kernels.threads import thread_count
+from xpcnn.errors import XpcnnError
 from xpcnn.model import Model
+from xpcnn.parallel import Group, world
 from xpcnn.report.prepared import prepared
 
-Host = np.ndarray[Any, Any]
-Result = dict[str, Any]  # "image", "predictions" (each "class", "probability"), and "explanation" with --explain
-Form = Callable[
-    [Iterable[list[Result]], int], Iterator[str]
-]  # batches of results and how many classes of each, to text
-
 MOST_AT_ONCE = 256  # pictures, unless asked otherwise
-LONGEST = 1 << 16  # bytes of a path on standard input
 
 
 @click.command("predict")
@@ -45,11 +36,12 @@ LONGEST = 1 << 16  # bytes of a path on standard input
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes to print.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Pictures at a time.  [default: as fits]")
 @click.option("--explain", type=click.Path(), metavar="DIR", help="Write Grad-CAM overlays there, a new or empty one.")
+@click.option("--output", type=click.Path(), metavar="FILE", help="Write a new file, named .csv or .json; see above.")
 @device_option
 @precision_option
 @threads_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV table with a header.")
+@click.option("--json", "as_array", is_flag=True, help="Print one JSON array.")
+@click.option("--csv", "as_rows", is_flag=True, help="Print a CSV table with a header.")
 def predict_command(
     run: str,
     paths: tuple[str, ...],
@@ -58,10 +50,11 @@ def predict_command(
     top: int,
     batch_size: int | None,
     explain: str | None,
+    output: str | None,
     device: str,
     precision: str,
-    as_json: bool,
-    as_csv: bool,
+    as_array: bool,
+    as_rows: bool,
 ) -> int:
     """Classify pictures of any size with RUN (a run's directory or a model file).
 
@@ -73,37 +66,78 @@ def predict_command(
     A picture is made ready as in training. For a model of a folder of pictures, by that data set's rule. For others it
     is made grey if the model is, inverted if it is dark ink on a light ground, and brought to the model's size: for
     MNIST, cropped to its ink and centred as MNIST's digits are.
+
+    With --output, several processes share the work: `mpiexec -n 4 xpcnn predict RUN PATH --output FILE.csv`, or srun.
+    FILE.csv.parts keeps what is done; after a kill, the same command goes on, with any number of processes.
     """
-    if as_json and as_csv:
-        raise XpcnnError("--json and --csv exclude each other.")
-    model, _ = open_for_use(run, device, precision)
-    _check(model, run)
+    group = world()
+    form = _form(as_array, as_rows, output)
+    _check_output(output, explain, group)
+    model = _opened(run, device, precision, group)
     overlays = _Overlays(Path(explain), model) if explain is not None else None
-    faults = _Faults()
-    names = _pictures(paths, b"\0" if nul else b"\n", faults)
-    size = batch_size or min(MOST_AT_ONCE, model.images_at_once)
-    batches = _read(names, size, lambda name: prepared(name, model, polarity=polarity), faults)
-    results = (_classified(model, *batch, top, overlays) for batch in batches)
-    form: Form = _as_json if as_json else _as_csv if as_csv else _as_table
-    for text in form(results, min(top, model.output_shape[0])):
+    faults = Faults()
+    names = pictures(paths, b"\0" if nul else b"\n", faults)
+    prediction = Prediction(
+        read=lambda name: prepared(name, model, polarity=polarity),
+        classify=lambda names, images: _classified(model, names, images, top, overlays),
+        batch_size=batch_size or min(MOST_AT_ONCE, model.images_at_once),
+        top=min(top, model.output_shape[0]),
+    )
+    if output is None:
+        _print(form, names, prediction, faults)
+        return 2 if faults.count else 0
+    found = group.first(list(names) if group.rank == 0 else None)
+    settings = {"model": identity(model), "top": prediction.top, "polarity": polarity, "precision": precision}
+    unread = predict_into(Parts(output, found, settings), form, prediction, group)
+    return 2 if group.any(unread + faults.count > 0) else 0
+
+
+def _form(as_array: bool, as_rows: bool, output: str | None) -> Form:
+    """Return the form that is asked for, by an option or by a file's name."""
+    if as_array and as_rows:
+        raise XpcnnError("--json and --csv exclude each other.")
+    ending = Path(output).suffix.lower() if output is not None else None
+    if as_array or (ending == ".json" and not as_rows):
+        return as_json
+    if as_rows or ending == ".csv":
+        return partial(as_csv, show=printable) if output is None and sys.stdout.isatty() else as_csv
+    if output is not None:
+        raise XpcnnError(f"--output must be named .csv or .json, not {output}; or add --csv or --json.")
+    return as_table
+
+
+def _check_output(output: str | None, explain: str | None, group: Group) -> None:
+    """Raise before any work if its results could not be written."""
+    if output is None:
+        if group.size > 1:
+            raise XpcnnError(f"{group.size} processes predict into one file; name it with --output FILE.csv.")
+        return
+    if explain is not None:
+        raise XpcnnError("--explain and --output exclude each other; explain a few pictures in a call of their own.")
+    if group.rank == 0:
+        check_output(output)
+
+
+def _print(form: Form, names: Iterator[str], prediction: Prediction, fault: Faults) -> None:
+    """Print the predictions of files that are found meanwhile."""
+
+    def results() -> Iterator[list[Result]]:
+        for batch in read_batches(cut(names, prediction.batch_size), prediction.read):
+            for text in batch.faults:
+                fault(text)
+            if batch.names:
+                yield prediction.classify(batch.names, batch.images)
+
+    for text in form(results(), prediction.top):
         sys.stdout.write(text)  # click.echo would take what looks like a colour out of names
         sys.stdout.flush()
-    return 2 if faults.count else 0
 
 
-class _Faults:
-    """Says what is wrong with single files at once, and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, fault: str) -> None:
-        self.count += 1
-        fail(fault)
-
-
-def _check(model: Model, run: str) -> None:
-    """Raise unless a model goes from images to classes that have names or none."""
+def _opened(run: str, device: str, precision: str, group: Group) -> Model:
+    """Return a run's model on this rank's device, or raise unless it goes from images to classes."""
+    own = group.device(device)
+    quiet = own == "auto" and group.rank > 0  # that there is no GPU is left to rank 0 to say
+    model, _ = open_for_use(run, "cpu" if quiet else own, precision)
     if len(model.input_shape) != 3 or len(model.output_shape) != 1:
         raise XpcnnError(
             f"predict needs a model from images to classes, not {model.input_shape} to {model.output_shape}."
@@ -112,80 +146,7 @@ def _check(model: Model, run: str) -> None:
         raise XpcnnError(
             f"{run} names {len(model.classes)} classes, but its model has {model.output_shape[0]} outputs."
         )
-
-
-def _pictures(paths: Iterable[str], end: bytes, fault: _Faults) -> Iterator[str]:
-    """Yield the files to classify, found as they are asked for."""
-    for path in paths:
-        if path == "-":
-            yield from _pictures(_listed(sys.stdin.buffer if sys.stdin else io.BytesIO(), end), end, fault)
-        elif os.path.isdir(path):
-            yield from _within(path, fault)
-        else:
-            yield path
-
-
-def _listed(stream: Any, end: bytes) -> Iterator[str]:
-    """Yield the paths of a list, as they come; empty lines are none."""
-    rest = b""
-    while piece := stream.read1(LONGEST):
-        *whole, rest = (rest + piece).split(end)
-        if len(rest) > LONGEST:
-            raise XpcnnError(f"standard input has a line of more than {LONGEST:,} bytes, which is no path.")
-        yield from _decoded(whole, end)
-    yield from _decoded([rest], end)
-
-
-def _decoded(lines: Iterable[bytes], end: bytes) -> Iterator[str]:
-    """Return lines as paths; a dash is a file here."""
-    for line in lines:
-        path = os.fsdecode(line if end == b"\0" else line.removesuffix(b"\r"))
-        if path:
-            yield f".{os.sep}-" if path == "-" else path
-
-
-def _within(folder: str, fault: _Faults) -> Iterator[str]:
-    """Yield a folder's pictures, sorted, and then those of the folders in it; links to folders are not followed."""
-    found = False
-
-    def unreadable(error: OSError) -> None:
-        fault(f"{error.filename}: {error.strerror}.")
-
-    for directory, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                found = True
-                yield os.path.join(directory, name)
-    if not found:
-        fault(f"there are no pictures in {folder} (files named {', '.join(SUFFIXES)}).")
-
-
-def _read(
-    names: Iterator[str], size: int, read: Callable[[str], Host], fault: _Faults
-) -> Iterator[tuple[list[str], Host]]:
-    """Yield batches of pictures with their names, the next one being read meanwhile; what cannot be read is named."""
-    with ThreadPoolExecutor(thread_count()) as pool:
-        try:
-            coming: list[tuple[str, Future[Host]]] = []
-            more = True
-            while more or coming:
-                batch, coming = coming, [(name, pool.submit(read, name)) for name in islice(names, size)]
-                more = bool(coming)
-                good = [pair for pair in batch if not _named(pair[1].exception(), fault)]
-                if good:
-                    yield [name for name, _ in good], np.stack([future.result() for _, future in good])
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _named(error: BaseException | None, fault: _Faults) -> bool:
-    """Say what is wrong with a file; anything else is raised."""
-    if isinstance(error, DataError):
-        fault(str(error))
-    elif error is not None:
-        raise error
-    return error is not None
+    return model
 
 
 def _classified(model: Model, names: list[str], images: Host, top: int, overlays: _Overlays | None) -> list[Result]:
@@ -239,44 +200,3 @@ class _Overlays:
             except FileExistsError:
                 continue
             return str(path)
-
-
-def _as_table(batches: Iterable[list[Result]], _: int) -> Iterator[str]:
-    """Return lines for people, aligned within each batch and never narrower than before."""
-    width = 0
-    for results in batches:
-        names = [printable(result["image"]) for result in results]
-        width = max(width, *map(len, names))
-        for name, result in zip(names, results, strict=True):
-            best = "   ".join(f"{printable(p['class'])} {100 * p['probability']:6.2f} %" for p in result["predictions"])
-            yield f"{name:<{width}}   {best}\n"
-
-
-def _as_json(batches: Iterable[list[Result]], _: int) -> Iterator[str]:
-    """Return one array, a picture a line."""
-    before = "["
-    for results in batches:
-        for result in results:
-            yield f"{before}{json.dumps(result)}"
-            before = ",\n "
-    yield "[]\n" if before == "[" else "]\n"
-
-
-def _as_csv(batches: Iterable[list[Result]], top: int) -> Iterator[str]:
-    """Return a table with the columns image, class1, probability1, class2, ..., and explanation if there is one."""
-    show = printable if sys.stdout.isatty() else str
-    header = ["image", *(f"{word}{number}" for number in range(1, top + 1) for word in ("class", "probability"))]
-    first = True
-    for results in batches:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        if first:
-            table.writerow([*header, *(key for key in ("explanation",) if key in results[0])])
-            first = False
-        for result in results:
-            pairs = [(show(p["class"]), p["probability"]) for p in result["predictions"]]
-            more = [result[key] for key in ("explanation",) if key in result]
-            table.writerow([show(result["image"]), *(value for pair in pairs for value in pair), *more])
-        yield text.getvalue()
-    if first:
-        yield ",".join(header) + "\n"
