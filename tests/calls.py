@@ -12,7 +12,7 @@ from xpcnn import ops
 
 COMPILED = {  # calls that JAX makes in float64: one of each kind of op that no other test makes there
     "conv_transpose2d", "avg_pool2d", "adaptive_avg_pool2d", "global_avg_pool2d", "global_max_pool2d", "leaky_relu",
-    "elu", "gelu", "silu", "softplus", "hard_swish", "softmax", "log_softmax", "batch_norm-train", "batch_norm-eval",
+    "elu", "gelu", "silu", "softplus", "hard_swish", "upsample2d", "softmax", "log_softmax", "batch_norm-train", "batch_norm-eval",
     "layer_norm", "group_norm", "dropout", "binary_cross_entropy_with_logits-weighted", "mean_squared_error",
     "half_squared_error",
 }  # fmt: skip
@@ -75,7 +75,7 @@ POOL = {"kernel_size": 2, "stride": 1, "padding": 1}
 LABELS = np.array([0, 3, 1])
 MASK = np.random.default_rng(0).random((3, 4, 2)) > 0.5
 ACTIVATIONS = (
-    "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "hard_swish", "sigmoid", "tanh",
+    "relu", "relu6", "hard_sigmoid", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "hard_swish", "sigmoid", "tanh",
 )  # fmt: skip
 
 
@@ -103,6 +103,8 @@ def _all():
     yield "affine", Call("affine", {"x": (3, 4, 2), "weight": (8, 5), "bias": (5,)})
     for op in (*ACTIVATIONS, "softmax", "log_softmax"):
         yield op, Call(op, {"x": (3, 4, 2)})
+    yield "clip", Call("clip", {"x": (3, 4, 2)}, options={"low": -0.5, "high": 0.75})
+    yield "upsample2d", Call("upsample2d", {"x": x}, options={"factor": (2, 3)})
     yield "gelu-tanh", Call("gelu", {"x": (3, 4, 2)}, options={"approximate": "tanh"})
     channels = {"gamma": (4,), "beta": (4,)}
     statistics = {"running_mean": (4,), "running_var": (4,)}

@@ -80,7 +80,7 @@ def draw(net, shape, dtype="float64", seed=0):
         if path.endswith("weight"):
             params[path] = (noise * (1 / p.fan_in) ** 0.5).astype(dtype)
         else:
-            params[path] = (path.endswith("gamma") + 0.2 * noise).astype(dtype)
+            params[path] = np.asarray(path.endswith(("gamma", "scale")) + 0.2 * noise, dtype)
     for path, p in net.state(shape).items():
         values = 0.5 + rng.random(p.shape) if path.endswith("var") else 0.2 * rng.standard_normal(p.shape)
         state[path] = values.astype(dtype)
@@ -293,6 +293,31 @@ def _parallel(layer, params, state, x, train):
     return torch.cat(outputs, 1) if layer.merge == "concat" else torch.stack(outputs).sum(0)
 
 
+def _graph(layer, params, state, x, train):
+    values = {"input": x}
+    for name, child, inputs in layer.nodes:
+        given = [values[one] for one in inputs]
+        given = given[0] if len(given) == 1 else given
+        values[name] = run(child, _of(params, name), _of(state, name), given, train=train)
+    return values[layer.output]
+
+
+def _join(layer, params, state, x, train):
+    if layer.how in ("add", "concat"):
+        return sum(x) if layer.how == "add" else torch.cat(list(x), 1)
+    a, b = x
+    return a - b if layer.how == "subtract" else a * b
+
+
+def _scale(layer, params, state, x, train):
+    return x * params.get("scale", 1.0) + params.get("shift", 0.0)
+
+
+def _pad2d(layer, params, state, x, train):
+    (top, bottom), (left, right) = (_each(p, 2) for p in _each(layer.padding, 2))
+    return F.pad(x, [left, right, top, bottom], value=layer.value)
+
+
 def _plain(function):
     """Return the rule of a layer whose only input is x."""
     return lambda layer, params, state, x, train: function(x, layer)
@@ -313,6 +338,13 @@ RULES = {
     "GroupNorm": lambda layer, p, state, x, train: F.group_norm(x, layer.groups, p["gamma"], p["beta"], layer.eps),
     "Dropout": _dropout,
     "PadChannels": _pad_channels,
+    "Pad2D": _pad2d,
+    "Upsample2D": _plain(lambda x, layer: F.interpolate(x, scale_factor=layer.factor, mode="nearest")),
+    "Reshape": _plain(lambda x, layer: x.unflatten(0, (x.shape[0], 1)).flatten(1).unflatten(1, layer.shape)),
+    "Clip": _plain(lambda x, layer: torch.clamp(x, layer.low, layer.high)),
+    "HardSigmoid": _plain(lambda x, layer: torch.clamp(layer.alpha * x + layer.beta, 0, 1)),
+    "Scale": _scale,
+    "Join": _join,
     "ReLU": _plain(lambda x, layer: F.relu(x)),
     "ReLU6": _plain(lambda x, layer: F.relu6(x)),
     "LeakyReLU": _plain(lambda x, layer: F.leaky_relu(x, layer.negative_slope)),
@@ -330,4 +362,5 @@ RULES = {
     "Sequential": _sequential,
     "Residual": _residual,
     "Parallel": _parallel,
+    "Graph": _graph,
 }

@@ -24,6 +24,9 @@ SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 3.0, -3.0, 6.0, 1e30, -1e30, 1e-3
 ACTIVATIONS = {
     "relu": (ops.relu, ops.relu_backward),
     "relu6": (ops.relu6, ops.relu6_backward),
+    "clip": (partial(ops.clip, low=-3.0, high=2.5), ops.clip_backward),
+    "clip from above": (partial(ops.clip, high=0.5), ops.clip_backward),
+    "hard_sigmoid": (partial(ops.hard_sigmoid, alpha=0.25), ops.hard_sigmoid_backward),
     "leaky_relu": (partial(ops.leaky_relu, negative_slope=0.2), ops.leaky_relu_backward),
     "elu": (partial(ops.elu, alpha=0.7), ops.elu_backward),
     "selu": (ops.selu, ops.selu_backward),
@@ -220,7 +223,6 @@ def test_an_error_of_the_rules_own_comes_through(cuda):
 def test_arrays_that_no_kernel_takes_run_as_they_are(cuda):
     for a, b in [
         (np.ones(3, np.int64), np.ones(3)),
-        (np.ones((2, 1)), np.ones(3)),
         (np.ones(3, np.float32), np.ones(3)),
     ]:
         found = fuse.add(a, b, xp)
@@ -228,6 +230,18 @@ def test_arrays_that_no_kernel_takes_run_as_they_are(cuda):
         assert found.dtype == (a + b).dtype
     assert fuse.elementwise(lambda xp, a: (~a,), [np.array([True, False])], xp)[0].tolist() == [False, True]
     assert not cuda
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 1), (3,)), ((2, 3, 5), (2, 3, 1)), ((4, 1, 5), (4, 3, 1)), ((), (2, 3)), ((0, 2), (1, 2))]
+)
+def test_sums_and_products_of_stretched_arrays_are_one_kernel(a, b, kind, rng, cuda):
+    x, y = (rng.standard_normal(shape).astype(kind) for shape in (a, b))
+    for made, expected in ((fuse.add(x, y, xp), x + y), (fuse.multiply(x, y, xp), x * y)):
+        np.testing.assert_array_equal(made, expected)
+        assert made.dtype == expected.dtype
+    assert cuda == ["fused", "fused"] * bool(expected.size)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 1023, 4099, 300_001])

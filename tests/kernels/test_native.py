@@ -15,7 +15,7 @@ import pytest
 import xpcnn as xc
 from xpcnn import ops
 from xpcnn.kernels import native
-from xpcnn.kernels.native import build
+from xpcnn.kernels.native import build, elementwise
 
 COMPILER = shutil.which(os.environ.get("CC", "cc").split()[0])
 UNWANTED = os.environ.get("XPCNN_KERNELS") == "numpy"
@@ -165,6 +165,20 @@ def test_products_of_matrices(rng):
         for left in (a32, np.asfortranarray(a32), np.repeat(a32, 2, axis=1)[:, ::2]):
             for right in (b32, np.asfortranarray(b32)):
                 close(product.matmul(left, right), a32.astype(float) @ b32, k)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1, 7, 20_000, 300_001])
+def test_clips_and_hard_swish_match_numpy(rng, size):
+    """Of all lengths, at and beyond the bounds; NaN and infinities go where they should."""
+    x = np.append(rng.standard_normal(size) * 4, [np.nan, np.inf, -np.inf, -3.0, 3.0, 0.0, 6.0]).astype(np.float32)
+    wide = x.astype(float)
+    for low, high, factor, shift in ((0, 6, 1, 0), (0, 1, 1 / 6, 0.5), (-np.inf, 2, 1, 0), (-1, np.inf, -0.5, 0.25)):
+        found = elementwise.clip(x, low, high, factor, shift)
+        np.testing.assert_allclose(found, np.clip(factor * wide + shift, low, high), rtol=1e-6, atol=1e-6)
+    with np.errstate(invalid="ignore"):
+        expected = wide * np.clip(wide + 3, 0, 6) / 6  # -inf times 0 is NaN, as it is there
+    np.testing.assert_allclose(elementwise.hard_swish(x), expected, rtol=1e-6, atol=1e-6)
 
 
 @needs_compiler

@@ -22,11 +22,18 @@ def many_kinds():
     added = la.Parallel([la.ELU(), la.Sequential(la.PadChannels(20), la.Conv2D(16, 1)), la.GELU()], merge="add")
     up = la.ConvTranspose2D(8, 3, stride=2, padding=1, output_padding=1, bias=False)
     wide = la.Sequential(up, la.LayerNorm(axes=(2, 3)), la.LeakyReLU())
+    gate = la.Graph([
+        ("mean", la.GlobalAvgPool(), "input"), ("shape", la.Reshape((-1, 1, 1)), "mean"),
+        ("scale", la.Scale((8, 1, 1), shift=True), "shape"), ("gate", la.HardSigmoid(), "scale"),
+        ("times", la.Join("multiply"), ("input", "gate")), ("small", la.Conv2D(3, 2, stride=2), "times"),
+        ("large", la.Upsample2D((2, 1)), "small"), ("wide", la.Pad2D(((0, 0), (1, 2)), 0.5), "large"), ("clip", la.Clip(-1, 1), "wide"),
+        ("all", la.Join("concat"), ("times", "clip")),
+    ])  # fmt: skip
     fused = la.Sequential(la.Conv2D(5, 3), la.ReLU(), la.MaxPool2D(2))
     ends = [la.GlobalAvgPool(), la.GlobalMaxPool(), la.Sequential(la.Flatten(), la.Affine(3), la.Softmax())]
     tail = [la.Affine(6), la.Tanh(), la.Affine(6), la.HardSwish(), la.SELU(), la.Softplus(), la.Sigmoid()]
     return la.Sequential(
-        stem, la.Residual(body), ("pools", la.Parallel(pools)), ("added", added), wide, fused,
+        stem, la.Residual(body), ("pools", la.Parallel(pools)), ("added", added), wide, ("gate", gate), fused,
         la.Identity(), la.Dropout(0.0), ("ends", la.Parallel(ends)), *tail, la.Affine(4), la.LogSoftmax(),
     )  # fmt: skip
 
@@ -34,7 +41,12 @@ def many_kinds():
 def few_kinds():
     """Return a network for backends that compile every shape: of what layers do themselves, beyond calling ops."""
     joined = la.Parallel([la.Identity(), la.Sequential(la.PadChannels(6), la.BatchNorm())])
-    return la.Sequential(joined, la.Residual(la.Conv2D(10, 1)), la.Flatten(), la.Affine(3))
+    nodes = [
+        ("pad", la.Pad2D(1, 0.5), "input"),
+        ("up", la.Scale((10, 1, 1)), "pad"),
+        ("times", la.Join("multiply"), ("up", "pad")),
+    ]
+    return la.Sequential(joined, la.Residual(la.Conv2D(10, 1)), la.Graph(nodes), la.Flatten(), la.Affine(3))
 
 
 def network(arrays):

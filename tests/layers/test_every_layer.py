@@ -16,6 +16,26 @@ from xpcnn.optim import Normal
 IMAGE = (4, 7, 6)
 CPU = xc.resolve_backend("cpu")
 
+
+def gated():
+    """Return a squeeze-and-excite gate: the image times a number for each channel, and the image again."""
+    return la.Graph([
+        ("conv", la.Conv2D(4, 3, padding=1), ["input"]), ("norm", la.BatchNorm(), "conv"), ("relu", la.ReLU(), "norm"),
+        ("mean", la.GlobalAvgPool(), "relu"), ("tall", la.Reshape((4, 1, 1)), "mean"), ("gate", la.HardSigmoid(), "tall"),
+        ("times", la.Join("multiply"), ("relu", "gate")), ("sum", la.Join("add"), ("times", "input", "gate", "input")),
+    ])  # fmt: skip
+
+
+def joined():
+    """Return a graph in which what is joined differs in shape, comes twice, and is subtracted from itself."""
+    return la.Graph((
+        ("row", la.Conv2D(4, (7, 1)), "input"), ("column", la.Conv2D(1, (1, 6)), "input"),
+        ("outer", la.Join("multiply"), ("column", "row")), ("less", la.Join("subtract"), ("row", "outer")),
+        ("twice", la.Join("concat"), ("less", "outer", "less")), ("none", la.Join("subtract"), ("twice", "twice")),
+        ("end", la.Join("add"), ("none", "twice")),
+    ))  # fmt: skip
+
+
 WINDOWS = {
     "Conv1D": (la.Conv1D(6, 3), (4, 9)),
     "Conv1D-options": (la.Conv1D(6, 3, stride=2, padding=(2,), dilation=2, groups=2), (4, 9)),
@@ -82,6 +102,27 @@ OTHERS = {
     "PadChannels": (la.PadChannels(7), IMAGE),
     "PadChannels-none": (la.PadChannels(4), IMAGE),
     "PadChannels-vectors": (la.PadChannels(7), (4,)),
+    "Pad2D": (la.Pad2D(2), IMAGE),
+    "Pad2D-axes": (la.Pad2D((0, 3), value=-0.5), IMAGE),
+    "Pad2D-pairs": (la.Pad2D(((1, 0), (0, 2)), 1.5), IMAGE),
+    "Upsample2D": (la.Upsample2D(2), IMAGE),
+    "Upsample2D-oblong": (la.Upsample2D((1, 3)), IMAGE),
+    "Reshape": (la.Reshape((2, 3, -1)), IMAGE),
+    "Reshape-whole": (la.Reshape((4, 1, 1)), (4,)),
+    "Reshape-flat": (la.Reshape((-1,)), IMAGE),
+    "Scale": (la.Scale(), IMAGE),
+    "Scale-channels": (la.Scale((4, 1, 1), shift=True), IMAGE),
+    "Scale-columns": (la.Scale((6,), shift=True), IMAGE),
+    "Scale-shift": (la.Scale((1, 7, 1), scale=False, shift=True), IMAGE),
+    "Scale-vectors": (la.Scale((5,)), (5,)),
+    "Graph": (la.Graph([("a", la.Conv2D(3, 1), "input"), ("b", la.Tanh(), "a")]), IMAGE),
+    "Graph-gated": (gated(), IMAGE),
+    "Graph-joined": (joined(), IMAGE),
+    "Clip": (la.Clip(-0.5, 0.75), IMAGE),
+    "Clip-low": (la.Clip(low=0.25), IMAGE),
+    "Clip-high": (la.Clip(high=-0.25), IMAGE),
+    "HardSigmoid": (la.HardSigmoid(), IMAGE),
+    "HardSigmoid-options": (la.HardSigmoid(0.9, 0.3), IMAGE),
     "ReLU": (la.ReLU(), IMAGE),
     "ReLU6": (la.Sequential(la.Affine(40, init=Normal(2.0)), la.ReLU6()), IMAGE),
     "LeakyReLU": (la.LeakyReLU(), IMAGE),

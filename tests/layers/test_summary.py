@@ -93,6 +93,11 @@ def test_the_total_is_the_sum_of_the_leaves(name):
 
 C, P = la.Conv2D, la.MaxPool2D
 WIDE = la.Parallel([C(1, 1), C(1, 3, padding=1), C(1, 3, padding=2, dilation=2)])
+GRAPH = la.Graph([
+    ("down", P(2), "input"), ("one", C(1, 1), "down"), ("three", C(1, 3, padding=1), "one"),
+    ("long", C(1, 3), "three"), ("short", C(1, 3), "one"), ("both", la.Join("multiply"), ("long", "short")),
+    ("all", la.Join("concat"), ("both", "long")), ("end", la.ReLU(), "all"),
+])  # fmt: skip
 STACKS = {
     "conv": (C(1, (3, 4)), (3, 4), (1, 1)),
     "dilated": (C(1, 3, dilation=(2, 3)), (5, 7), (1, 1)),
@@ -109,6 +114,10 @@ STACKS = {
     "parallel": (la.Sequential(P(2), WIDE, C(1, 3)), (14, 14), (2, 2)),
     "crossed": (la.Parallel([C(1, (1, 5), padding=(0, 2)), C(1, (3, 1), padding=(1, 0))]), (3, 5), (1, 1)),
     "crossed-added": (la.Sequential(la.Parallel([C(1, (7, 1), padding=(3, 0)), C(1, (1, 5), padding=(0, 2))], "add"), C(1, 2)), (8, 6), (1, 1)),
+    "graph": (GRAPH, (10, 10), (2, 2)),
+    "graph-crossed": (la.Graph([("a", C(1, (1, 5), padding=(0, 2)), "input"), ("b", C(1, (3, 1), padding=(1, 0)), "input"), ("c", la.Join("add"), ("a", "b"))]), (3, 5), (1, 1)),
+    "upsampled": (la.Sequential(la.Upsample2D((2, 1)), C(1, (1, 3))), (1, 3), (0.5, 1)),
+    "upsampled-padded": (la.Sequential(C(1, 3, stride=2), la.Upsample2D(2), la.Pad2D(1)), (3, 3), (1, 1)),
     "up": (la.Sequential(la.ConvTranspose2D(1, 4, stride=2), C(1, 3)), (3, 3), (0.5, 0.5)),
     "down-up": (la.Sequential(C(1, 3, stride=2), la.ConvTranspose2D(1, 2, stride=2)), (3, 3), (1, 1)),
     "adaptive": (la.AdaptiveAvgPool2D((6, 8)), (8, 6), (8, 6)),

@@ -10,7 +10,14 @@ from xpcnn.layers import watched
 from xpcnn.layers.base import leaves
 from xpcnn.random import Key
 
+GATED = layers.Graph([
+    ("conv", layers.Conv2D(4, 3, padding=1), "input"), ("norm", layers.BatchNorm(), "conv"), ("relu", layers.ReLU(), "norm"),
+    ("mean", layers.GlobalAvgPool(), "relu"), ("tall", layers.Reshape((4, 1, 1)), "mean"), ("gate", layers.HardSigmoid(), "tall"),
+    ("times", layers.Join("multiply"), ("relu", "gate")), ("all", layers.Join("concat"), ("times", "relu", "input")),
+    ("end", layers.Affine(3), "all"),
+])  # fmt: skip
 NETWORKS = {
+    "graph": (layers.Sequential(GATED, layers.Identity()), (3, 8, 8)),
     "simple_convnet": (models.simple_convnet((2, 8, 8), 3, filters=4, kernel_size=3, hidden=5), (2, 8, 8)),
     "resnet20": (models.resnet20((3, 8, 8), 3), (3, 8, 8)),
     "mobilenet_v2": (models.mobilenet_v2((3, 32, 32), 3, width=0.25, dropout=0.0), (3, 32, 32)),

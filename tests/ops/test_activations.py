@@ -38,6 +38,11 @@ def _gelu_tanh(x):
 CASES = {
     "relu": ("relu", {}, lambda x: np.where(x > 0, x, 0)),
     "relu6": ("relu6", {}, lambda x: np.clip(x, 0, 6)),
+    "clip": ("clip", {"low": -1.5, "high": 2.25}, lambda x: np.clip(x, -1.5, 2.25)),
+    "clip-low": ("clip", {"low": 0.5}, lambda x: np.maximum(x, 0.5)),
+    "clip-high": ("clip", {"high": -0.5}, lambda x: np.minimum(x, -0.5)),
+    "hard_sigmoid": ("hard_sigmoid", {}, lambda x: np.clip(x / 6 + 0.5, 0, 1)),
+    "hard_sigmoid-down": ("hard_sigmoid", {"alpha": -0.25, "beta": 0.75}, lambda x: np.clip(0.75 - x / 4, 0, 1)),
     "leaky_relu": ("leaky_relu", {}, lambda x: np.where(x > 0, x, 0.01 * x)),
     "leaky_relu-0.3": ("leaky_relu", {"negative_slope": 0.3}, lambda x: np.where(x > 0, x, 0.3 * x)),
     "elu": ("elu", {}, _elu),
@@ -53,6 +58,7 @@ CASES = {
     "tanh": ("tanh", {}, np.tanh),
 }
 OPS = sorted({op for op, _, _ in CASES.values()})
+NEEDED = {"clip": {"low": -2.0, "high": 2.0}}  # options without a default
 
 
 def _run(op, x, options):
@@ -80,6 +86,10 @@ def test_values_and_gradients_are_the_definitions(arrays, dtype, name, rng):
 KINKS = {
     "relu": ("relu", {}, [0.0, -0.0], [0, 0], [0, 0]),
     "relu6": ("relu6", {}, [0.0, -0.0, 6.0], [0, 0, 6], [0, 0, 0]),
+    "clip": ("clip", {"low": -1.5, "high": 2.0}, [-1.5, 2.0, 1.0], [-1.5, 2, 1], [0, 0, 1]),
+    "clip-low": ("clip", {"low": 0.0}, [0.0, -0.0, 1.0], [0, 0, 1], [0, 0, 1]),
+    "clip-one": ("clip", {"low": 2.0, "high": 2.0}, [1.0, 2.0, 3.0], [2, 2, 2], [0, 0, 0]),
+    "hard_sigmoid": ("hard_sigmoid", {}, [-3.0, 0.0, 3.0], [0, 0.5, 1], [0, 1 / 6, 0]),
     "leaky_relu": ("leaky_relu", {"negative_slope": 0.25}, [0.0, -0.0], [0, 0], [0.25, 0.25]),
     "elu": ("elu", {"alpha": 2.5}, [0.0, -0.0], [0, 0], [2.5, 2.5]),
     "selu": ("selu", {}, [0.0, -0.0], [0, 0], [SELU_SCALE * SELU_ALPHA] * 2),
@@ -103,6 +113,10 @@ def test_the_gradient_at_a_kink_is_pytorchs(arrays, dtype, name):
 
 def _torch(op, options):
     functional = pytest.importorskip("torch").nn.functional
+    if op == "clip":  # hardtanh's gradient at a bound is ours, clamp's is not
+        return lambda x: functional.hardtanh(x, options.get("low", -np.inf), options.get("high", np.inf))
+    if op == "hard_sigmoid":  # hardsigmoid's gradient is 1/6 rounded to float32 even in float64
+        return lambda x: functional.hardtanh(options.get("alpha", 1 / 6) * x + options.get("beta", 0.5), 0.0, 1.0)
     theirs = {"hard_swish": "hardswish"}.get(op, op)
     return lambda x: getattr(functional, theirs)(x, **options)
 
@@ -168,6 +182,11 @@ def test_pytorch_agrees_over_the_parameters(op, options, dtype, rng):
 FAR = {
     "relu": (("x", 1), (0, 0)),
     "relu6": ((6, 0), (0, 0)),
+    "clip": ((2.25, 0), (-1.5, 0)),
+    "clip-low": (("x", 1), (0.5, 0)),
+    "clip-high": ((-0.5, 0), ("x", 1)),
+    "hard_sigmoid": ((1, 0), (0, 0)),
+    "hard_sigmoid-down": ((0, 0), (1, 0)),
     "leaky_relu": (("x", 1), ("0.01x", 0.01)),
     "leaky_relu-0.3": (("x", 1), ("0.3x", 0.3)),
     "elu": (("x", 1), (-1, 0)),
@@ -245,11 +264,11 @@ def test_near_0_nothing_is_lost_or_warned_of(arrays, dtype, name):
 @pytest.mark.parametrize("op", OPS)
 def test_not_a_number_is_passed_on_and_scalars_stay_scalars(arrays, op):
     not_compiled(arrays)
-    y, backward = _run(op, arrays(np.array([1.0, np.nan, -1.0])), {})
+    y, backward = _run(op, arrays(np.array([1.0, np.nan, -1.0])), NEEDED.get(op, {}))
     found = arrays.backend.to_numpy(y)
     np.testing.assert_array_equal(np.isnan(found), [False, True, False])
     assert np.isfinite(arrays.backend.to_numpy(backward(arrays(np.ones(3))))[::2]).all()
-    y, backward = _run(op, arrays(np.array(0.5)), {})
+    y, backward = _run(op, arrays(np.array(0.5)), NEEDED.get(op, {}))
     assert tuple(y.shape) == ()
     assert tuple(backward(arrays(np.array(1.0))).shape) == ()
 
@@ -295,6 +314,12 @@ def test_writing_to_y_does_not_change_backward(arrays, name, rng):
         ("gelu", {"approximate": "fast"}, ["'fast'", "none", "tanh"]),
         ("gelu", {"approximate": None}, ["None", "none", "tanh"]),
         ("softplus", {"beta": 0.0}, ["beta"]),
+        ("clip", {}, ["needs a bound", "low", "high"]),
+        ("clip", {"low": "0"}, ["low", "'0'"]),
+        ("clip", {"high": float("inf")}, ["high", "inf"]),
+        ("clip", {"low": 1.0, "high": 0.5}, ["low=1 ", "high=0.5"]),
+        ("hard_sigmoid", {"alpha": None}, ["alpha", "None"]),
+        ("hard_sigmoid", {"beta": float("nan")}, ["beta", "nan"]),
         ("leaky_relu", {"negative_slope": "steep"}, ["negative_slope", "'steep'"]),
         ("elu", {"alpha": None}, ["alpha", "None"]),
         ("elu", {"alpha": float("nan")}, ["alpha", "nan"]),
@@ -309,6 +334,6 @@ def test_an_option_out_of_range_is_named(op, options, says):
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_gradient_of_the_wrong_shape_is_named(op):
-    _, backward = _run(op, np.ones((2, 3)), {})
+    _, backward = _run(op, np.ones((2, 3)), NEEDED.get(op, {}))
     with pytest.raises(XpcnnError, match=r"dy must have shape \(2, 3\).*\(3, 2\)"):
         backward(np.ones((3, 2)))

@@ -24,6 +24,13 @@ NETS = {
         layers.Residual(layers.Sequential(layers.Conv2D(6, 3, padding=1, bias=False), layers.BatchNorm(), layers.ReLU6())),
         layers.GroupNorm(2), layers.MaxPool2D(2), layers.Flatten(), layers.Affine(CLASSES), input_shape=SHAPE,
     ),
+    "graph": layers.Graph([
+        ("conv", layers.Conv2D(6, 3, stride=2), "input"), ("act", layers.HardSwish(), "conv"), ("mean", layers.GlobalAvgPool(), "act"),
+        ("tall", layers.Reshape((6, 1, 1)), "mean"), ("scale", layers.Scale((6, 1, 1), shift=True), "tall"), ("gate", layers.HardSigmoid(), "scale"),
+        ("times", layers.Join("multiply"), ("act", "gate")), ("up", layers.Upsample2D(2), "times"), ("pad", layers.Pad2D(1, 0.5), "up"),
+        ("wide", layers.Conv2D(6, 1), "pad"), ("less", layers.Join("subtract"), ("wide", "scale")), ("sum", layers.Join("add"), ("less", "pad", "gate")),
+        ("all", layers.Join("concat"), ("sum", "pad")), ("pool", layers.MaxPool2D(4), "all"), ("end", layers.Affine(CLASSES), "pool"),
+    ], input_shape=SHAPE),
 }  # fmt: skip
 
 

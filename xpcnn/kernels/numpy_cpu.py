@@ -17,6 +17,7 @@ from xpcnn.kernels.reference import FOLDS as FOLDS
 from xpcnn.kernels.reference import Arrays, Step, blocks, index_dtype, sum_in_order
 from xpcnn.kernels.reference import capability as capability
 from xpcnn.kernels.reference import cast as cast
+from xpcnn.kernels.reference import sum_axes as sum_axes
 from xpcnn.kernels.reference import takes_half as takes_half
 from xpcnn.kernels.window import Window
 
@@ -199,6 +200,27 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
     return y, np.greater(y, 0, out=memory.empty(x.shape, bool))
 
 
+def clip(x: Array, low: float, high: float, xp: Namespace, factor: float = 1.0, shift: float = 0.0) -> Array:
+    """Return ``factor·x + shift`` held within bounds, either of which may be infinite."""
+    if x.size > PIECE and (passes := engine("elementwise", x)):
+        return passes.clip(x, low, high, factor, shift)
+    y = memory.empty(x.shape, x.dtype)
+    if (factor, shift) != (1.0, 0.0):
+        x = np.multiply(x, x.dtype.type(factor), out=y)
+        x += x.dtype.type(shift)
+    return np.clip(x, x.dtype.type(low), x.dtype.type(high), out=y)
+
+
+def hard_swish(x: Array, xp: Namespace) -> Array:
+    """Return ``x · min(max(x + 3, 0), 6) / 6``."""
+    if x.size > PIECE and (passes := engine("elementwise", x)):
+        return passes.hard_swish(x)
+    y = clip(x, 0.0, 6.0, xp, shift=3.0)
+    y /= x.dtype.type(6.0)
+    y *= x
+    return y
+
+
 def add_bias(y: Array, bias: Array, axis: int, xp: Namespace) -> Array:
     """Add a bias (C,) along an axis of y, in place."""
     y += bias.reshape(-1, *(1,) * (y.ndim - 1 - axis % y.ndim))
@@ -219,12 +241,24 @@ def keep(x: Array, mask: Array, xp: Namespace, scale: float | None = None) -> Ar
 
 
 def add(a: Array, b: Array, xp: Namespace) -> Array:
-    """Return a + b, of one shape."""
+    """Return a + b, of one shape or of shapes that broadcast."""
     if a.shape != b.shape or a.dtype != b.dtype:
-        return a + b
+        return a + b if a.dtype != b.dtype else np.add(a, b, out=_result(a, b))
     if a.size > PIECE and (passes := engine("elementwise", a)):
         return passes.add(a, b)
     return np.add(a, b, out=memory.empty(a.shape, a.dtype))
+
+
+def multiply(a: Array, b: Array, xp: Namespace) -> Array:
+    """Return a · b, of one shape or of shapes that broadcast."""
+    return np.multiply(a, b, out=_result(a, b))
+
+
+def _result(a: Array, b: Array) -> Array | None:
+    """Return memory for a result of two arrays of one dtype, None for NumPy to choose where that is quicker."""
+    if max(a.size, b.size) <= PIECE:
+        return None
+    return memory.empty(a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape), a.dtype)
 
 
 def augment(images: Array, table: Array, stages: augmentation.Stages, xp: Namespace) -> Array:

@@ -132,6 +132,11 @@ def sum_rows(x: Array, xp: Namespace) -> Array:
     return xp.sum(x, axis=0, keepdims=True)
 
 
+def sum_axes(x: Array, axes: Sequence[int], xp: Namespace) -> Array:
+    """Add up along some axes, which stay with length 1."""
+    return xp.sum(x, axis=tuple(axes), keepdims=True)
+
+
 def elementwise(rule: Callable[..., Arrays], arrays: Sequence[Array], xp: Namespace) -> Arrays:
     """Return ``rule(xp, *arrays)``, where each result's element depends on the same element of the arrays alone.
 
@@ -146,14 +151,29 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
     return y, y > 0
 
 
+def clip(x: Array, low: float, high: float, xp: Namespace, factor: float = 1.0, shift: float = 0.0) -> Array:
+    """Return ``factor·x + shift`` held within bounds, either of which may be infinite."""
+    return xp.clip(x if (factor, shift) == (1.0, 0.0) else x * factor + shift, low, high)
+
+
+def hard_swish(x: Array, xp: Namespace) -> Array:
+    """Return ``x · min(max(x + 3, 0), 6) / 6``."""
+    return x * (xp.clip(x + 3.0, 0.0, 6.0) / 6.0)
+
+
 def mixed(old: Array | None, new: Array, share: float) -> Array | None:
     """Return ``(1 - share)·old + share·new``, or None without an old one."""
     return None if old is None else (1.0 - share) * old + share * new
 
 
 def add(a: Array, b: Array, xp: Namespace) -> Array:
-    """Return a + b, of one shape."""
+    """Return a + b, of one shape or of shapes that broadcast."""
     return a + b
+
+
+def multiply(a: Array, b: Array, xp: Namespace) -> Array:
+    """Return a · b, of one shape or of shapes that broadcast."""
+    return a * b
 
 
 def add_bias(y: Array, bias: Array, axis: int, xp: Namespace) -> Array:

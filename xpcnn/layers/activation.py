@@ -24,6 +24,16 @@ class ReLU6(OpLayer):
 
 
 @dataclass(frozen=True)
+class Clip(OpLayer):
+    """min(max(x, low), high); one of the bounds may be None."""
+
+    low: float | None = None
+    high: float | None = None
+
+    op = kind = "clip"
+
+
+@dataclass(frozen=True)
 class LeakyReLU(OpLayer):
     """X above 0, ``negative_slope · x`` elsewhere."""
 
@@ -72,6 +82,16 @@ class Softplus(OpLayer):
     threshold: float = 20.0
 
     op = kind = "softplus"
+
+
+@dataclass(frozen=True)
+class HardSigmoid(OpLayer):
+    """``min(max(alpha·x + beta, 0), 1)``."""
+
+    alpha: float = 1 / 6
+    beta: float = 0.5
+
+    op = kind = "hard_sigmoid"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The fully connected layer, and flattening."""
+"""The fully connected layer, and what lays out a batch anew."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -70,6 +71,39 @@ class Flatten(Layer):
     ) -> tuple[Array, Any, Arrays]:
         """Reshape a batch."""
         return array_namespace(x).reshape(x, (x.shape[0], prod(x.shape[1:]))), x.shape, state
+
+    def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
+        """Reshape back."""
+        return array_namespace(dy).reshape(dy, saved) if need_dx else None, {}
+
+
+@dataclass(frozen=True)
+class Reshape(Layer):
+    """Give each example another shape, in the same order; a size of -1, once at most, is what is left."""
+
+    shape: Any
+
+    kind = "reshape"
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Any shape -> the shape given, of as many numbers."""
+        shape = self.shape if isinstance(self.shape, Sequence) and not isinstance(self.shape, str) else ()
+        if not shape or not all(n == -1 or whole("Reshape's sizes", n, 1) for n in shape) or shape.count(-1) > 1:
+            raise XpcnnError(f"Reshape takes one example's shape, with -1 at most once, not {self.shape!r}.")
+        count, known = prod(input_shape), prod(n for n in shape if n != -1)
+        if count % known or (-1 not in shape and count != known):
+            raise XpcnnError(f"examples {input_shape} of {count} numbers cannot be given the shape {tuple(shape)}.")
+        return tuple(count // known if n == -1 else int(n) for n in shape)
+
+    def cost(self, input_shape: Shape) -> Cost:
+        """Return what nothing costs; where the axes mean something else, what is seen is all."""
+        return Cost() if len(self.shape) == 1 else Cost(span=None)
+
+    def forward(
+        self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Any, Arrays]:
+        """Reshape a batch."""
+        return array_namespace(x).reshape(x, (x.shape[0], *self.output_shape(tuple(x.shape[1:])))), x.shape, state
 
     def backward(self, params: Arrays, dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Arrays]:
         """Reshape back."""

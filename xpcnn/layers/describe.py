@@ -9,12 +9,27 @@ from typing import Any
 import numpy as np
 
 from xpcnn.errors import XpcnnError
-from xpcnn.layers import activation, affine, conv, dropout, norm, pad, parallel, pool, sequential
+from xpcnn.layers import (
+    activation,
+    affine,
+    arithmetic,
+    conv,
+    dropout,
+    graph,
+    norm,
+    pad,
+    parallel,
+    pool,
+    sequential,
+    upsample,
+)
 from xpcnn.layers.base import Layer
 from xpcnn.layers.sequential import Sequential
 from xpcnn.optim.initializers import HeNormal, Initializer, Normal, Ones, Zeros
 
-MODULES = (activation, affine, conv, dropout, norm, pad, parallel, pool, sequential)
+MODULES = (
+    activation, affine, arithmetic, conv, dropout, graph, norm, pad, parallel, pool, sequential, upsample,
+)  # fmt: skip
 INITIALIZERS = (HeNormal, Normal, Ones, Zeros)
 CLASSES: list[Any] = [cls for module in MODULES for cls in vars(module).values() if is_dataclass(cls)]
 LAYERS = [cls for cls in CLASSES if issubclass(cls, Layer) and not cls.__name__.startswith("_")]

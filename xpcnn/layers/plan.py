@@ -21,6 +21,7 @@ from xpcnn.kernels import threads
 from xpcnn.layers.base import Arrays, Layer, Shape, leaves
 from xpcnn.layers.conv import Conv1D, Conv2D
 from xpcnn.layers.fused import ConvReLUPool, fuse
+from xpcnn.layers.graph import Graph
 from xpcnn.layers.norm import _Norm
 from xpcnn.layers.sequential import Sequential
 from xpcnn.optim import Optimizer
@@ -165,7 +166,7 @@ def footprint(net: Layer, params: Arrays, state: Arrays, optimizer: int, example
         optimizer=optimizer,
         kept=max(0, three - two),
         fixed=max(0, two - 2 * max(0, three - two)) + packed,
-        temporaries=itemsize * (max(temporaries) + 2 * (sum(sizes) - max(sizes))),
+        temporaries=itemsize * (max(temporaries) + 2 * (sum(sizes) - max(sizes)) + _held(net, input_shape)),
         blocks=tuple(itemsize * count for counts in columns.values() for count in counts),
         block_limit=blocks,
         blocks_limit=all_blocks,
@@ -254,9 +255,33 @@ def _steps(layer: Layer, input_shape: Shape) -> Iterator[tuple[Layer, Shape, Sha
             yield from _steps(step, input_shape)
             input_shape = step.output_shape(input_shape)
         return
+    if isinstance(layer, Graph):
+        for (step, before, after), _ in _placed(layer, input_shape):
+            yield from _steps(step, before[0]) if len(before) == 1 else [(step, (sum(map(prod, before)),), after)]
+        return
     for child in layer.children(input_shape):
         yield from _steps(child.layer, child.input_shape)
     yield layer, input_shape, layer.output_shape(input_shape)
+
+
+def _placed(graph: Graph, input_shape: Shape) -> Iterator[tuple[tuple[Layer, list[Shape], Shape], list[Shape]]]:
+    """Yield a graph's steps with their shapes, and the shapes of what is kept meanwhile for steps to come."""
+    shapes = [input_shape]
+    alive = {0}
+    for (_, layer), sources, done in graph.laid(fuse):
+        before = [shapes[source] for source in sources]
+        after = layer.output_shape(before[0] if len(before) == 1 else tuple(before))  # type: ignore[arg-type]
+        yield (layer, before, after), [shapes[number] for number in alive - set(sources)]
+        alive = (alive - set(done)) | {len(shapes)}
+        shapes.append(after)
+
+
+def _held(layer: Layer, input_shape: Shape) -> int:
+    """Return the most numbers that an image's values take while they wait in a graph for other steps."""
+    inside = max((_held(child.layer, child.input_shape) for child in layer.children(input_shape)), default=0)
+    if not isinstance(layer, Graph):
+        return inside
+    return inside + max(sum(map(prod, waiting)) for _, waiting in _placed(layer, input_shape))
 
 
 def _temporaries(layer: Layer) -> int:

@@ -24,7 +24,7 @@ def write(path: str | Path, description: Mapping[str, Any], arrays: Mapping[str,
     """Write arrays and what they are, all of it or nothing."""
     from safetensors.numpy import save
 
-    host = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    host = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     whole = {"format": FORMAT, **description, "arrays": _digest_of_arrays(host)}
     text = json.dumps(whole | {"blake2b": _digest(whole)})  # one entry: safetensors writes several in any order
     write_whole(path, save(host, metadata={"xpcnn": text}))

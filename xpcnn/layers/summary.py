@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from xpcnn.layers.base import Cost, Layer, Placed, Shape
+from xpcnn.layers.graph import Graph
 from xpcnn.layers.sequential import Sequential
 
 HEADINGS = ("layer", "type", "output shape", "parameters", "multiply-adds", "receptive field", "im2col memory")
@@ -54,6 +55,9 @@ def _lines(placed: Placed, depth: int, entry: Cost, image: Shape, scale: int) ->
 
 def _entries(layer: Layer, input_shape: Shape, entry: Cost) -> list[tuple[Placed, Cost]]:
     """Return the layers inside one, each with how far its inputs see: along a chain that grows."""
+    if isinstance(layer, Graph):
+        own = zip(layer.children(input_shape), layer.entries(input_shape), strict=True)
+        return [(child, entry.then(before)) for child, before in own]
     pairs = []
     for child in layer.children(input_shape):
         pairs.append((child, entry))

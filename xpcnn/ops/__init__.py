@@ -6,8 +6,12 @@ them, float16 or bfloat16, which are computed in float32; all arrays of one call
 """
 
 from xpcnn.ops.activation import (
+    clip,
+    clip_backward,
     elu,
     elu_backward,
+    hard_sigmoid,
+    hard_sigmoid_backward,
     hard_swish,
     hard_swish_backward,
     leaky_relu,
@@ -84,6 +88,7 @@ from xpcnn.ops.squared_error import (
     mean_squared_error,
     mean_squared_error_backward,
 )
+from xpcnn.ops.upsample import upsample2d, upsample2d_backward
 from xpcnn.ops.window import conv_output_size
 
 __all__ = [
@@ -101,6 +106,8 @@ __all__ = [
     "batch_norm_backward",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
+    "clip",
+    "clip_backward",
     "conv1d",
     "conv1d_backward",
     "conv2d",
@@ -130,6 +137,8 @@ __all__ = [
     "group_norm_backward",
     "half_squared_error",
     "half_squared_error_backward",
+    "hard_sigmoid",
+    "hard_sigmoid_backward",
     "hard_swish",
     "hard_swish_backward",
     "layer_norm",
@@ -164,4 +173,6 @@ __all__ = [
     "softplus_backward",
     "tanh",
     "tanh_backward",
+    "upsample2d",
+    "upsample2d_backward",
 ]

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from xpcnn import kernels
 from xpcnn.backend import Array, Namespace
+from xpcnn.errors import XpcnnError
 from xpcnn.ops import _check, half
 from xpcnn.ops.elementwise import ActivationSaved, apply, derive, pick
 
+INFINITY = float("inf")
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -39,7 +41,8 @@ def relu_backward(dy: Array, saved: ReLUSaved, *, xp: Namespace | None = None) -
 @half.forward
 def relu6(x: Array, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Rectify within bounds: ``y = min(max(x, 0), 6)`` (A. Howard et al., "MobileNets", 2017)."""
-    return apply(lambda a, xp: xp.clip(a, 0.0, 6.0), x, xp)
+    xp = _check.namespace(xp, x=x)
+    return kernels.of(xp).clip(x, 0.0, 6.0, xp), ActivationSaved(x, ())
 
 
 @half.backward
@@ -49,9 +52,48 @@ def relu6_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = 
 
 
 @half.forward
+def clip(
+    x: Array, low: float | None = None, high: float | None = None, *, xp: Namespace | None = None
+) -> tuple[Array, ActivationSaved]:
+    """Hold x within bounds: ``y = min(max(x, low), high)``, either of which may be None, but not both."""
+    xp = _check.namespace(xp, x=x)
+    bounds = _bounds(low, high)
+    return kernels.of(xp).clip(x, *bounds, xp), ActivationSaved(x, bounds)
+
+
+@half.backward
+def clip_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = None) -> Array:
+    """Return dx: dy where ``low < x < high``, and 0 elsewhere.
+
+    At a bound itself it is 0, as relu's, relu6's and PyTorch's hardtanh's are; PyTorch's clamp passes dy on there.
+    """
+    return derive(_clip_slope, dy, saved, xp)
+
+
+@half.forward
+def hard_sigmoid(
+    x: Array, alpha: float = 1 / 6, beta: float = 0.5, *, xp: Namespace | None = None
+) -> tuple[Array, ActivationSaved]:
+    """Return ``min(max(alpha·x + beta, 0), 1)``, a sigmoid in straight pieces.
+
+    M. Courbariaux, Y. Bengio, J.-P. David, "BinaryConnect", 2015, equation 3, has a slope of 1/2; the defaults are
+    those of A. Howard et al., "Searching for MobileNetV3", 2019, section 5.2.
+    """
+    xp = _check.namespace(xp, x=x)
+    alpha, beta = _check.number("alpha", alpha, -INFINITY, INFINITY), _check.number("beta", beta, -INFINITY, INFINITY)
+    return kernels.of(xp).clip(x, 0.0, 1.0, xp, alpha, beta), ActivationSaved(x, (alpha, beta))
+
+
+@half.backward
+def hard_sigmoid_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = None) -> Array:
+    """Return dx: ``alpha · dy`` where ``0 < alpha·x + beta < 1``, and 0 elsewhere."""
+    return derive(_hard_sigmoid_slope, dy, saved, xp)
+
+
+@half.forward
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Rectify with a leak: ``y = x`` above 0, ``negative_slope · x`` elsewhere (A. Maas et al., 2013)."""
-    slope = _check.number("negative_slope", negative_slope, -float("inf"), float("inf"))
+    slope = _check.number("negative_slope", negative_slope, -INFINITY, INFINITY)
     return apply(lambda a, xp, s: pick(a > 0, a, xp.clip(a, None, 0.0) * s, a, xp), x, xp, slope)
 
 
@@ -64,7 +106,7 @@ def leaky_relu_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | No
 @half.forward
 def elu(x: Array, alpha: float = 1.0, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Return ``x`` above 0 and ``alpha · (exp(x) - 1)`` elsewhere (D.-A. Clevert et al., 2016, equation 15)."""
-    return apply(_elu, x, xp, _check.number("alpha", alpha, -float("inf"), float("inf")), 1.0)
+    return apply(_elu, x, xp, _check.number("alpha", alpha, -INFINITY, INFINITY), 1.0)
 
 
 @half.forward
@@ -85,13 +127,34 @@ selu_backward = elu_backward
 @half.forward
 def hard_swish(x: Array, *, xp: Namespace | None = None) -> tuple[Array, ActivationSaved]:
     """Return ``x · min(max(x + 3, 0), 6) / 6`` (A. Howard et al., "Searching for MobileNetV3", 2019, section 5.2)."""
-    return apply(lambda a, xp: a * (xp.clip(a + 3.0, 0.0, 6.0) / 6.0), x, xp)
+    xp = _check.namespace(xp, x=x)
+    return kernels.of(xp).hard_swish(x, xp), ActivationSaved(x, ())
 
 
 @half.backward
 def hard_swish_backward(dy: Array, saved: ActivationSaved, *, xp: Namespace | None = None) -> Array:
     """Return dx: 0 up to -3, ``dy · (x / 3 + 1 / 2)`` between, dy from 3 on."""
     return derive(_hard_swish_slope, dy, saved, xp)
+
+
+def _bounds(low: float | None, high: float | None) -> tuple[float, float]:
+    """Return a clip's bounds, infinite where there is none, or raise unless there is one, and they are in order."""
+    if low is None and high is None:
+        raise XpcnnError("clip needs a bound: low, high or both.")
+    below = -INFINITY if low is None else _check.number("low", low, -INFINITY, INFINITY)
+    above = INFINITY if high is None else _check.number("high", high, -INFINITY, INFINITY)
+    if below > above:
+        raise XpcnnError(f"clip's low={below:g} must not be above high={above:g}.")
+    return below, above
+
+
+def _clip_slope(x: Array, xp: Namespace, low: float, high: float) -> Array:
+    return pick((x > low) & (x < high), 1.0, 0.0, x, xp)
+
+
+def _hard_sigmoid_slope(x: Array, xp: Namespace, alpha: float, beta: float) -> Array:
+    line = x * alpha + beta
+    return pick((line > 0) & (line < 1), alpha, 0.0, x, xp)
 
 
 def _elu(x: Array, xp: Namespace, alpha: float, scale: float) -> Array:

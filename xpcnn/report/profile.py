@@ -17,8 +17,9 @@ from typing import Any
 
 from xpcnn import kernels
 from xpcnn.backend import Array, Backend
-from xpcnn.layers import Layer, Sequential
+from xpcnn.layers import Graph, Layer, Sequential
 from xpcnn.layers.base import Arrays, Placed, Shape
+from xpcnn.layers.container import Named
 from xpcnn.layers.fused import fuse
 from xpcnn.layers.watched import Wrapped, with_children
 from xpcnn.model import Model
@@ -129,7 +130,7 @@ class _Timed(Wrapped):
         self, params: Arrays, state: Arrays, x: Array, *, train: bool = False, key: Key | None = None
     ) -> tuple[Array, Any, Arrays]:
         """Run the layer's."""
-        self.meter.of(self.path, "forward").products += self.products * x.shape[0]
+        self.meter.of(self.path, "forward").products += self.products and self.products * x.shape[0]
         call = self.meter.timed(self.layer.forward, self.path, "forward")
         found: tuple[Array, Any, Arrays] = call(params, state, x, train=train, key=key)
         return found
@@ -150,7 +151,14 @@ def _copied(layer: Layer, input_shape: Shape, path: str, meter: Meter, rows: lis
     """Return a layer timed, with those inside it, and add their rows in the order they run."""
     inside = layer.children(input_shape)
     if type(layer) is Sequential:
-        made: Layer = _chain(layer, inside, path, meter, rows)
+        made: Layer = Sequential(*layer.layers, input_shape=layer.input_shape)
+        made.__dict__["_steps"] = _chain(layer.layers, inside, path, meter, rows)  # in place of what it would find
+    elif type(layer) is Graph:
+        made = Graph(layer.nodes, layer.output, layer.input_shape)
+        placed = {child.path: child for child in inside}
+        made.__dict__["_steps"] = layer.laid(
+            lambda chain: _chain(chain, [placed[name] for name, _ in chain], path, meter, rows)
+        )
     elif inside and is_dataclass(layer):
         children = iter([_copied(c.layer, c.input_shape, _join(path, c.path), meter, rows) for c in inside])
         made = with_children(layer, children)
@@ -161,11 +169,12 @@ def _copied(layer: Layer, input_shape: Shape, path: str, meter: Meter, rows: lis
     return _Timed(made, name, 0 if inside else layer.cost(input_shape).multiply_adds, meter)
 
 
-def _chain(net: Sequential, inside: Sequence[Placed], path: str, meter: Meter, rows: list[Row]) -> Sequential:
-    """Return a Sequential that runs its steps timed, neighbours that it computes together as one."""
-    made = Sequential(*net.layers, input_shape=net.input_shape)
+def _chain(
+    layers: Named, inside: Sequence[Placed], path: str, meter: Meter, rows: list[Row]
+) -> list[tuple[str, Layer]]:
+    """Return a chain's steps timed, neighbours that are computed together as one."""
     names = [child.path for child in inside]
-    fused = fuse(net.layers)
+    fused = fuse(layers)
     edges = [*(names.index(name) for name, _ in fused), len(names)]
     steps: list[tuple[str, Layer]] = []
     for number, (name, layer) in enumerate(fused):
@@ -178,8 +187,7 @@ def _chain(net: Sequential, inside: Sequence[Placed], path: str, meter: Meter, r
         cost = sum(child.layer.cost(child.input_shape).multiply_adds for child in together)
         rows.append(Row(label, type(layer).__name__))
         steps.append((name, _Timed(layer, label, cost, meter)))
-    made.__dict__["_steps"] = steps  # in place of what it would find itself
-    return made
+    return steps
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ EXTREMES = (-1e30, -1e4, -100.0, -1e-30, 1e-30, 100.0, 1e4, 1e30)
 LOSSES = ("softmax_cross_entropy", "binary_cross_entropy_with_logits", "mean_squared_error", "half_squared_error")
 ELEMENTWISE: dict[str, dict[str, Any]] = {
     "relu": {}, "relu6": {}, "selu": {}, "silu": {}, "hard_swish": {}, "sigmoid": {}, "tanh": {},
+    "hard_sigmoid": {"alpha": (0.25, 0.5, -0.5), "beta": (0.5, 0.25, 1.5)},
     "leaky_relu": {"negative_slope": (0.01, 0.3, 0.0, 1.5)},
     "elu": {"alpha": (1.0, 0.5, 2.0)},
     "gelu": {"approximate": ("none", "tanh")},
@@ -150,6 +151,18 @@ def activation(draw: Draw, choices: dict[str, Any]) -> Arguments:
     return {"x": x}, draw.some(**choices)
 
 
+def clip(draw: Draw) -> Arguments:
+    """Draw values as for any activation, and a bound or two, among them one value that all are held to."""
+    arrays, _ = activation(draw, {})
+    low, high = draw((-1.0, None), (None, 1.0), (-3.0, 3.0), (0.0, 6.0), (1.0, 1.0), (-100.0, -0.5))
+    return arrays, {name: bound for name, bound in (("low", low), ("high", high)) if bound is not None}
+
+
+def upsample2d(draw: Draw) -> Arguments:
+    """Draw an image and how often its pixels are repeated."""
+    return {"x": _image(draw)}, {"factor": draw.per_axis(2, 1, 2, 3)}
+
+
 def softmax(draw: Draw) -> Arguments:
     """Draw logits, small, far apart or equal, and an axis."""
     shape = draw.size(draw.whole(1, 4), 1, 4)
@@ -253,6 +266,8 @@ DRAWERS: dict[str, Callable[[Draw], Arguments]] = {
     "conv2d_relu_max_pool2d": conv2d_relu_max_pool2d,
     "affine": affine,
     **{name: partial(activation, choices=choices) for name, choices in ELEMENTWISE.items()},
+    "clip": clip,
+    "upsample2d": upsample2d,
     "softmax": softmax,
     "log_softmax": softmax,
     "batch_norm": batch_norm,

@@ -34,6 +34,24 @@ def relu6(x: Array) -> Array:
     return np.where(x.real < 6, relu(x), 6)
 
 
+def clip(x: Array, low: float | None = None, high: float | None = None) -> Array:
+    """Keep what is above one bound and below the other; the bound itself elsewhere."""
+    above = x if low is None else np.where(x.real > low, x, low)
+    return above if high is None else np.where(above.real < high, above, high)
+
+
+def hard_sigmoid(x: Array, alpha: float = 1 / 6, beta: float = 0.5) -> Array:
+    """Keep a line where it is between 0 and 1."""
+    return clip(alpha * x + beta, 0.0, 1.0)
+
+
+def upsample2d(x: Array, factor: Any) -> Array:
+    """Take each output's pixel, the one at its place divided by the factor, rounded down."""
+    tall, wide = (factor, factor) if isinstance(factor, int) else factor
+    rows, columns = (np.arange(n * f) // f for n, f in zip(x.shape[2:], (tall, wide), strict=True))
+    return x[:, :, rows[:, None], columns]
+
+
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """Shrink what is below 0."""
     return np.where(x.real > 0, x, negative_slope * x)
@@ -195,9 +213,9 @@ def reduced(losses: Array, reduction: str, count: float) -> Array:
 
 _FUNCTIONS = (
     windowed.adaptive_avg_pool2d, windowed.global_avg_pool2d, windowed.global_max_pool2d,
-    windowed.conv2d_relu_max_pool2d, affine, relu, relu6, leaky_relu, elu, selu, gelu, silu, softplus, hard_swish,
-    sigmoid, tanh, softmax, log_softmax, batch_norm, layer_norm, group_norm, dropout, softmax_cross_entropy,
-    binary_cross_entropy_with_logits, mean_squared_error, half_squared_error,
+    windowed.conv2d_relu_max_pool2d, affine, relu, relu6, clip, hard_sigmoid, leaky_relu, elu, selu, gelu, silu,
+    softplus, hard_swish, upsample2d, sigmoid, tanh, softmax, log_softmax, batch_norm, layer_norm, group_norm, dropout,
+    softmax_cross_entropy, binary_cross_entropy_with_logits, mean_squared_error, half_squared_error,
 )  # fmt: skip
 _WINDOWED = (windowed.conv, windowed.conv_transpose, windowed.max_pool, windowed.avg_pool)
 DEFINITIONS: dict[str, Callable[..., Any]] = {

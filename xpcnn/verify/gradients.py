@@ -11,7 +11,7 @@ import numpy as np
 
 from xpcnn.backend import Backend, resolve_backend
 from xpcnn.errors import XpcnnError, whole
-from xpcnn.layers import Layer, leaves
+from xpcnn.layers import Join, Layer, leaves
 from xpcnn.layers.base import Shape, checked_shape
 from xpcnn.random import Key
 
@@ -129,9 +129,14 @@ def gradcheck(
 def check_layers(
     net: Layer, input_shape: Shape, device: str | Backend = "cpu", seed: int = 0, batch: int = 4
 ) -> Iterator[tuple[str, Layer, GradientReport]]:
-    """Yield path, layer and report for each layer of a network at its own input shape; equal ones are checked once."""
+    """Yield path, layer and report for each layer of a network at its own input shape; equal ones are checked once.
+
+    A graph's `Join` layers, which have several inputs and no parameters, are left to a check of the whole.
+    """
     seen: dict[tuple[Layer, Shape], GradientReport] = {}
     for path, layer, shape, _ in leaves(net, input_shape):
+        if isinstance(layer, Join):
+            continue
         if (layer, shape) not in seen:
             seen[layer, shape] = gradcheck(layer, shape, device=device, seed=seed, batch=batch)
         yield path, layer, seen[layer, shape]

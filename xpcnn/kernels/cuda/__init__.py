@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -12,7 +13,7 @@ from xpcnn.backend import Array, Namespace
 from xpcnn.kernels import reference
 from xpcnn.kernels.cuda import reduce, runtime, windows
 from xpcnn.kernels.cuda.bias import add_bias
-from xpcnn.kernels.cuda.fuse import add, elementwise, keep, relu
+from xpcnn.kernels.cuda.fuse import add, clip, elementwise, hard_swish, keep, multiply, relu
 from xpcnn.kernels.cuda.half import capability, cast, half_dtype, takes_half
 from xpcnn.kernels.reference import (
     BLOCK_BYTES,
@@ -37,6 +38,7 @@ __all__ = [
     "augment",
     "capability",
     "cast",
+    "clip",
     "col2im",
     "copied",
     "elementwise",
@@ -44,13 +46,16 @@ __all__ = [
     "first_max",
     "first_max_backward",
     "half_dtype",
+    "hard_swish",
     "im2col",
     "keep",
     "map_blocks",
     "matmul",
+    "multiply",
     "pad",
     "relu",
     "rowwise_engine",
+    "sum_axes",
     "sum_rows",
     "takes_half",
     "window_slices",
@@ -99,6 +104,13 @@ def matmul(a: Array, b: Array, xp: Namespace) -> Array:
 def sum_rows(x: Array, xp: Namespace) -> Array:
     """Add up along axis 0, which stays with length 1."""
     return reduce.sum_rows(x) if str(x.dtype) in runtime.NAMES else reference.sum_rows(x, xp)
+
+
+def sum_axes(x: Array, axes: Sequence[int], xp: Namespace) -> Array:
+    """Add up along some axes, which stay with length 1; one after another."""
+    for axis in axes:
+        x = xp.moveaxis(sum_rows(xp.moveaxis(x, axis, 0), xp), 0, axis)
+    return x
 
 
 def im2col(x: Array, win: Window, xp: Namespace) -> Array:

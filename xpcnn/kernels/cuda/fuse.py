@@ -64,6 +64,16 @@ def relu(x: Array, xp: Namespace) -> tuple[Array, Array]:
     return y, active
 
 
+def clip(x: Array, low: float, high: float, xp: Namespace, factor: float = 1.0, shift: float = 0.0) -> Array:
+    """Return ``factor·x + shift`` held within bounds, either of which may be infinite."""
+    return elementwise(lambda xp, x: (reference.clip(x, low, high, xp, factor, shift),), [x], xp)[0]
+
+
+def hard_swish(x: Array, xp: Namespace) -> Array:
+    """Return ``x · min(max(x + 3, 0), 6) / 6``."""
+    return elementwise(lambda xp, x: (reference.hard_swish(x, xp),), [x], xp)[0]
+
+
 def keep(x: Array, mask: Array, xp: Namespace, scale: float | None = None) -> Array:
     """Return x where the mask is true, times the scale if given, and 0 elsewhere."""
     if scale is not None:
@@ -73,9 +83,17 @@ def keep(x: Array, mask: Array, xp: Namespace, scale: float | None = None) -> Ar
 
 
 def add(a: Array, b: Array, xp: Namespace) -> Array:
-    """Return a + b, of one shape."""
+    """Return a + b, of one shape or of shapes that broadcast."""
+    a, b = _stretched(a, b, xp)
     found = _known(_add, [a, b], xp)
     return a + b if found is None else found[0]
+
+
+def multiply(a: Array, b: Array, xp: Namespace) -> Array:
+    """Return a · b, of one shape or of shapes that broadcast."""
+    a, b = _stretched(a, b, xp)
+    found = _known(_multiply, [a, b], xp)
+    return a * b if found is None else found[0]
 
 
 def compiled(tape: Tape, results: Sequence[Any]) -> tuple[Program, tuple[Any, ...]]:
@@ -232,6 +250,18 @@ def _keep(xp: Namespace, x: Any, mask: Any) -> tuple[Any]:
 
 def _add(xp: Namespace, a: Any, b: Any) -> tuple[Any]:
     return (a + b,)
+
+
+def _multiply(xp: Namespace, a: Any, b: Any) -> tuple[Any]:
+    return (a * b,)
+
+
+def _stretched(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Return two arrays as views of one shape."""
+    if a.shape == b.shape:
+        return a, b
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return xp.broadcast_to(a, shape), xp.broadcast_to(b, shape)
 
 
 def _line(tape: Tape, place: int) -> str:

@@ -24,8 +24,8 @@ ENGINES = {  # ops that an engine does all of, by the work it has
     "global_avg_pool2d": "pool",
 }
 STEPS = {  # ops put together of steps that all take it
-    "affine", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "hard_swish", "sigmoid", "tanh",
-    "dropout",
+    "affine", "relu", "relu6", "clip", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus", "hard_swish",
+    "hard_sigmoid", "sigmoid", "tanh", "dropout",
 }  # fmt: skip
 
 

@@ -24,6 +24,8 @@ typedef struct {
 
 PASS(add, p.y[i] = p.a[i] + p.b[i])
 PASS(relu_forward, float v = p.a[i] <= 0 ? 0 : p.a[i]; p.y[i] = v; p.active[i] = v > 0)
+PASS(clip, float v = n[0] * p.a[i] + n[1]; v = v < n[2] ? n[2] : v; p.y[i] = v > n[3] ? n[3] : v)
+PASS(hard_swish, float v = p.a[i] + 3; v = v < 0 ? 0 : v; p.y[i] = p.a[i] * ((v > 6 ? 6 : v) / 6))
 PASS(relu_backward, p.y[i] = p.mask[i] ? p.a[i] : 0)
 
 /* Optimizers: parameter a, gradient b, moments v and w. xpcnn/optim has their formulas. The second of two kinds adds

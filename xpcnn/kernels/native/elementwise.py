@@ -43,6 +43,20 @@ def keep(x: Floats, mask: Bytes) -> Floats:
     return y
 
 
+def clip(x: Floats, low: float, high: float, factor: float, shift: float) -> Floats:
+    """Return ``factor·x + shift`` held within bounds."""
+    y: Floats = memory.empty(x.shape, np.float32)
+    _run("clip", (factor, shift, low, high), a=x, y=y)
+    return y
+
+
+def hard_swish(x: Floats) -> Floats:
+    """Return ``x · min(max(x + 3, 0), 6) / 6``."""
+    y: Floats = memory.empty(x.shape, np.float32)
+    _run("hard_swish", a=x, y=y)
+    return y
+
+
 def add(a: Floats, b: Floats) -> Floats:
     """Return a + b."""
     y: Floats = memory.empty(a.shape, np.float32)
@@ -54,14 +68,14 @@ def update(name: str, numbers: tuple[float, ...], p: Floats, g: Floats, *moments
     """Return a parameter and its moments, all of one shape, after an optimizer's step."""
     new = tuple(memory.empty(p.shape, np.float32) for _ in range(1 + len(moments)))
     arrays = [*plain(p, g, *moments), *new]
-    job = Pass(count=p.size, numbers=(*numbers, *(0.0,) * (MOST_NUMBERS - len(numbers))))
+    job = Pass(count=p.size, numbers=numbers)
     for field, array in zip(FIELDS[len(moments)], arrays, strict=True):
         setattr(job, field, address(array))
     function(name)(ctypes.byref(job), passes(p.size * len(arrays)))
     return new
 
 
-def _run(name: str, **arrays: Any) -> None:
+def _run(name: str, numbers: tuple[float, ...] = (), **arrays: Any) -> None:
     held = dict(zip(arrays, plain(*arrays.values()), strict=True))
-    job = Pass(count=held["y"].size, **{key: address(array) for key, array in held.items()})
+    job = Pass(count=held["y"].size, numbers=numbers, **{key: address(array) for key, array in held.items()})
     function(name)(ctypes.byref(job), passes(held["y"].size))
