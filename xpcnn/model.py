@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from math import prod
@@ -66,7 +67,7 @@ class Model:
     Raises
     ------
     XpcnnError
-        When the network's shapes do not fit together, an argument is wrong, or the device cannot compute like this.
+        When shapes do not fit together, an argument is wrong, or the device cannot compute like this.
     """
 
     def __init__(
@@ -186,7 +187,9 @@ class Model:
         x = self.backend.asarray(x)
         if tuple(x.shape[1:]) != self.input_shape:
             hint = " (a single image needs a batch axis: x[None])" if tuple(x.shape) == self.input_shape else ""
-            raise XpcnnError(f"the model takes batches (N, {_listed(self.input_shape)}), got {tuple(x.shape)}{hint}.")
+            raise XpcnnError(
+                f"the model takes batches (N, {', '.join(map(str, self.input_shape))}), got {tuple(x.shape)}{hint}."
+            )
         xp = self.backend.xp
         if x.dtype == getattr(xp, self.dtype) or self.computation.is_narrow(x):
             return x
@@ -287,11 +290,11 @@ class Model:
         path : path
             Of the file; what was measured is written beside it, to ``<path>.json``.
         opset : int, optional
-            Version of ONNX's operators; by default the lowest that the network needs, 17 or more.
+            Version of the operators; by default the lowest that the network needs, 17 or more.
         normalise : bool
             Let the file take uint8 images and normalise them as the model does.
         check : bool
-            Compare ONNX's reference evaluator and, where installed, onnxruntime with `predict`.
+            Compare ONNX's reference evaluator and, where installed, onnxruntime with `predict` (in full precision).
 
         Raises
         ------
@@ -301,9 +304,10 @@ class Model:
         from xpcnn.interop.onnx_export import export
 
         arrays = {name: self.backend.to_numpy(array) for name, array in (self._params | self._state).items()}
-        prepared = self.normalise if normalise else None
+        prepared, exact = self.normalise if normalise else None, copy(self)
+        exact.computation = replace(self.computation, precision="float32", conv_engine="auto")
         return export(
-            path, self.net, self.input_shape, arrays, self.predict if check else None, opset=opset, normalise=prepared,
+            path, self.net, self.input_shape, arrays, exact.predict if check else None, opset=opset, normalise=prepared,
             dtype=self.dtype, classes=self.classes, dataset=self.dataset,
         )  # fmt: skip
 
@@ -393,7 +397,3 @@ class Model:
 def batches(rows: int, size: int) -> list[slice]:
     """Cut rows into batches, the last one short; no rows are one empty batch."""
     return [slice(start, min(start + size, rows)) for start in range(0, max(1, rows), size)]
-
-
-def _listed(shape: Shape) -> str:
-    return ", ".join(map(str, shape))
