@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from xpcnn import backend, data, layers, models, ops, optim
     from xpcnn.backend import Backend, resolve_backend
+    from xpcnn.classifier import Classifier
     from xpcnn.data import Augment, Dataset, Loader, Source, load_dataset
     from xpcnn.data.normalise import Normalise
     from xpcnn.errors import ArrayTypeError, BackendError, DataError, OutOfMemoryError, XpcnnError
@@ -27,6 +28,7 @@ _HOMES = {  # where a name is imported from when it is first used: a prediction 
     "Augment": "data",
     "Backend": "backend",
     "BackendError": "errors",
+    "Classifier": "classifier",
     "DataError": "errors",
     "Dataset": "data",
     "GradientReport": "verify.gradients",
@@ -52,6 +54,7 @@ __all__ = [
     "Augment",
     "Backend",
     "BackendError",
+    "Classifier",
     "DataError",
     "Dataset",
     "GradientReport",
