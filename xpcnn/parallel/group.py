@@ -40,6 +40,14 @@ class Group:
         """
         return array
 
+    def flat_sum(self, arrays: Sequence[Array], backend: Backend) -> Array:
+        """Return the sum of every rank's arrays, one after another as one flat array of one dtype.
+
+        It may be memory that the next call writes to: copy what is to last.
+        """
+        xp = backend.xp
+        return self.sum(xp.concat([xp.reshape(array, (-1,)) for array in arrays]), backend)
+
     def joined(self, array: Array, counts: Sequence[int], backend: Backend | None = None) -> Array:
         """Return every rank's rows one after another, of which rank r has ``counts[r]``."""
         return array

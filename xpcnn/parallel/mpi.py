@@ -15,10 +15,12 @@ from xpcnn.backend import Array, Backend
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
 from xpcnn.parallel.group import Group, own_gpu
+from xpcnn.parallel.shared import SharedSum
 
 Host = np.ndarray[Any, Any]
 Sum = Callable[[Array], Array]
 
+LARGE = 1 << 16  # bytes from which memory that is shared is worth its two meetings
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -42,20 +44,31 @@ class MPIGroup(Group):
         self.rank, self.size = self._all.rank, self._all.size
         self.local_rank, self.local_size = self._machine.rank, self._machine.size
         self._flags = np.zeros(2, np.int8)
+        self._shared: dict[tuple[int, Any], SharedSum] = {}
         self._nccl: dict[int, Sum | None] = {}  # by device
+        self.nccl_reason = ""  # why sums go through the host
         if not os.environ.get(threads.VARIABLE, "").strip():
             threads.set_num_threads(self._own_cores())
 
     def sum(self, array: Array, backend: Backend | None = None) -> Array:
         """Add up by NCCL where it connects the ranks' GPUs, and else by MPI on the host."""
         if backend is None or backend.name == "numpy":
-            return self._sum(np.ascontiguousarray(array))
+            return self._sum(np.asarray(array, order="C"))
         if backend.name == "cupy":
             total = self._connected(backend)
             if total is not None:
                 return total(array)
         host = backend.to_numpy(array)
-        return backend.asarray(self._sum(np.ascontiguousarray(host)), host.dtype.name)
+        return backend.asarray(self._sum(np.asarray(host, order="C")), host.dtype.name)
+
+    def flat_sum(self, arrays: Sequence[Array], backend: Backend) -> Array:
+        """Add up in memory that a machine's ranks share, where they are all on one."""
+        count, dtype = sum(prod(array.shape) for array in arrays), arrays[0].dtype
+        if backend.name != "numpy" or self.local_size < self.size or count * dtype.itemsize < LARGE:
+            return super().flat_sum(arrays, backend)
+        if (count, dtype) not in self._shared:
+            self._shared[count, dtype] = SharedSum(self._machine, count, dtype)
+        return self._shared[count, dtype]([array.reshape(-1) for array in arrays])
 
     def joined(self, array: Array, counts: Sequence[int], backend: Backend | None = None) -> Array:
         """Send rows through the host: they are few, such as a batch's outputs."""
@@ -94,12 +107,8 @@ class MPIGroup(Group):
         if number not in self._nccl:
             from xpcnn.kernels.cuda import collective
 
-            self._nccl[number] = collective.connect(self.size, self.rank, self._exchanged)
+            self._nccl[number], self.nccl_reason = collective.connect(self.rank, number, self.gathered)
         return self._nccl[number]
-
-    def _exchanged(self, token: bytes | None) -> bytes:
-        """Return rank 0's bytes."""
-        return bytes.fromhex(self.first(None if token is None else token.hex()))
 
     def _own_cores(self) -> int:
         """Return how many cores are this rank's: all of them, where its launcher bound it to some, else a share."""

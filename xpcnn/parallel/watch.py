@@ -53,9 +53,10 @@ class Watch:
         group = self._group
         if group.size == 1 or not hasattr(os, "fork"):
             return self
-        own, place = _hire(group) if group.rank == 0 else (None, None)
-        place = group.first(place)
-        self._line = own or _connected(group, place)
+        self._launcher = _launcher()  # before the watcher: what is opened last, Linux closes first when a process dies
+        own, found = _hire(group) if group.rank == 0 else (None, None)
+        found = group.first(found)
+        self._line = own or _connected(group, found)
         told = group.gathered([self._line is not None, socket.gethostname()])
         hosts = [host for _, host in told]
         self._first_host = hosts[0]
@@ -92,6 +93,7 @@ class Watch:
         atexit.unregister(self._end_unclosed)
         if self._launcher >= 0:
             os.close(self._launcher)
+            self._launcher = -1
 
     def fail(self, sentence: str, status: int) -> NoReturn:
         """End all ranks with a status, because this one has an error of its own.
@@ -116,7 +118,6 @@ class Watch:
             line.send({"complete": True})
         if self._advice:
             line.send({"advice": self._advice})
-        self._launcher = _launcher()
         self._thread = threading.Thread(target=self._wait, args=(line,), name="xpcnn-watch", daemon=True)
         self._thread.start()
         atexit.register(self._end_unclosed)
@@ -136,8 +137,9 @@ class Watch:
         """End at once when Python ends without `close`, since MPI would wait for the others at its own end."""
         _flush()
         self._is_closing = True
-        if self._line is not None:
+        if self._thread is not None and self._line is not None:
             self._line.finish()
+            self._thread.join(PATIENCE)  # until the watcher has said it
         self._leave(DIED)
 
     def _leave(self, status: int) -> NoReturn:
@@ -160,6 +162,7 @@ def _hire(group: Group) -> tuple[Line | None, Message | None]:
         subprocess.run(command, stdin=its.fileno(), stdout=nothing, stderr=_stderr(), start_new_session=True)
     answer = line.receive()
     if not answer:
+        line.close()
         return None, None
     names = ["127.0.0.1"] if local else [host, *_addresses()]
     return line, {"names": names, "port": answer[0]["port"], "token": token}
@@ -173,16 +176,16 @@ def _addresses() -> list[str]:
     return []
 
 
-def _connected(group: Group, place: Message | None) -> Line | None:
+def _connected(group: Group, found: Message | None) -> Line | None:
     """Return this rank's connection to the watcher, or None."""
-    if place is None:
+    if found is None:
         return None
-    for name in place["names"]:
+    for name in found["names"]:
         with suppress(OSError):
-            connection = socket.create_connection((name, place["port"]), REACH)
+            connection = socket.create_connection((name, found["port"]), REACH)
             watcher.keep_alive(connection)
             line = Line(connection)
-            line.send({"token": place["token"], "rank": group.rank, "host": socket.gethostname()})
+            line.send({"token": found["token"], "rank": group.rank, "host": socket.gethostname()})
             if line.receive():  # its welcome
                 connection.settimeout(None)
                 return line

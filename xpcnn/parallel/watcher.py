@@ -98,6 +98,8 @@ class Watcher:
                     self._accept()
                 elif isinstance(key.fileobj, Line):
                     self._hear(key.fileobj)
+        self._server.close()
+        self._selector.close()
 
     def _accept(self) -> None:
         """Take a connection, whose first message shall say whose it is."""
@@ -133,11 +135,11 @@ class Watcher:
     def _lose(self, line: Line) -> None:
         """Let go of a connection; a rank that has not said goodbye has died."""
         self._selector.unregister(line)
-        line.close()
         rank, host = self._ranks.pop(line, (None, ""))
         if rank is not None and line not in self._done:
             advice = f"; {self._advice}" if self._advice else ""
             self._end(f"xpcnn: rank {rank} (of {self._size}, on {host}) has died, so all ranks end{advice}.", DIED)
+        line.close()
 
     def _end(self, sentence: str, status: int) -> None:
         """Say why all ranks end, and end them; what comes after the first reason follows from it."""

@@ -53,10 +53,13 @@ def sync_net(net: Layer, group: Group, backend: Backend) -> Layer:
     return synced
 
 
-def summed(grads: Arrays, state: Arrays, weight: float, group: Group, backend: Backend) -> tuple[Arrays, Arrays]:
+def summed(
+    grads: Arrays, state: Arrays, weight: float, group: Group, backend: Backend, lasting: bool = True
+) -> tuple[Arrays, Arrays]:
     """Return the sum of all ranks' gradients, and the mean of their states by their weights, which add up to 1.
 
-    Everything travels as one flat buffer, in one sum. State that is not floats is left as it is on this rank.
+    Everything travels as one flat buffer, in one sum. State that is not floats is left as it is on this rank. Gradients
+    that need not be ``lasting`` may be written over by the next sum.
     """
     xp = backend.xp
     moving = {path: array for path, array in state.items() if xp.isdtype(array.dtype, "real floating")}
@@ -64,10 +67,12 @@ def summed(grads: Arrays, state: Arrays, weight: float, group: Group, backend: B
     if not arrays:
         return grads, state
     with backend.context():
-        flat = group.sum(xp.concat([xp.reshape(array, (-1,)) for array in arrays]), backend)
+        flat = group.flat_sum(arrays, backend)
         ends = list(accumulate(prod(array.shape) for array in arrays))
         new = [xp.reshape(flat[end - prod(a.shape) : end], a.shape) for a, end in zip(arrays, ends, strict=True)]
-    return dict(zip(grads, new, strict=False)), state | dict(zip(moving, new[len(grads) :], strict=True))
+        means = [xp.asarray(array, copy=True) for array in new[len(grads) :]]
+        sums = [xp.asarray(array, copy=True) for array in new[: len(grads)]] if lasting else new
+    return dict(zip(grads, sums, strict=False)), state | dict(zip(moving, means, strict=True))
 
 
 def versions() -> str:

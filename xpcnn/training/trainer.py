@@ -304,7 +304,8 @@ class Trainer:
         else:
             value, grads, state = self._tile(model, loss, x, t, key, tile)
         if group.size > 1:
-            grads, state = summed(grads, state, own / count, group, backend)
+            lasting = self.optimizer.rule is None  # then nobody knows what the update keeps
+            grads, state = summed(grads, state, own / count, group, backend, lasting)
         return value, grads, state
 
     @cached_property
