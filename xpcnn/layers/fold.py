@@ -9,16 +9,18 @@ same size either way, unless ε, which bounds s, is next to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf, prod
+from typing import Any
 
 from array_api_compat import array_namespace
 
 from xpcnn import kernels
 from xpcnn.backend import Array
+from xpcnn.layers.activation import Clip, HardSigmoid, HardSwish, ReLU, ReLU6
 from xpcnn.layers.affine import Affine
-from xpcnn.layers.base import Arrays, Layer
+from xpcnn.layers.base import Arrays, Layer, Shape
 from xpcnn.layers.container import naming
 from xpcnn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from xpcnn.layers.fused import fuse
@@ -27,9 +29,20 @@ from xpcnn.ops import _check
 
 CONVS = (Conv1D, Conv2D, Conv3D)
 TRANSPOSED = (ConvTranspose1D, ConvTranspose2D, ConvTranspose3D)
+ACTIVATIONS = (ReLU, ReLU6, HardSwish, HardSigmoid, Clip)
 LEAST_EPS = 1e-10  # of a normalisation that is folded
+IMAGES = 4  # axes of a batch of images
+NORMS = 4  # arrays of a normalisation: gamma, beta, mean, var
+MOST_BOUND = 8  # shapes of batches that are remembered
 
 Groups = dict[str, Arrays]  # a layer's name -> its own arrays
+
+
+class _Bound(dict[Shape, Any]):
+    """What is remembered of arrays' places in memory, which no copy and no pickle takes along."""
+
+    def __reduce__(self) -> tuple[type[_Bound], tuple[()]]:
+        return _Bound, ()
 
 
 @dataclass(frozen=True)
@@ -38,33 +51,81 @@ class Step:
 
     name: str
     layer: Layer
+    then: Step | None = None  # an activation after a convolution
+    bound: _Bound = field(default_factory=lambda: _Bound(), compare=False, repr=False)  # by the shape of x
 
     def run(self, params: Groups, state: Groups, x: Array) -> Array:
         """Return y."""
+        if type(self.layer) is Conv2D and (bound := self._bound(params[self.name], (), x, 0.0)) is not None:
+            return bound(x)
         with naming(self.name):
-            return self.layer.predict(params.get(self.name, {}), state.get(self.name, {}), x)
+            y = self.layer.predict(params.get(self.name, {}), state.get(self.name, {}), x)
+        return y if self.then is None else self.then.run(params, state, y)
+
+    def _bound(self, own: Arrays, norm: Sequence[Array], x: Array, eps: float) -> Any:
+        """Return a function of x that remembers what it looked up, where an engine has one for such arrays."""
+        arrays = own.get("weight"), own.get("bias"), *norm
+        key = x.shape, x.dtype
+        known = self.bound.get(key)
+        if known is not None and known.is_of(arrays):
+            return known
+        conv: Any = self.layer
+        engine = kernels.of(array_namespace(x)).engine("prediction", x)
+        if engine is None or conv.mode != "cross-correlation" or x.ndim != IMAGES or len(own) != 1 + conv.bias:
+            return None
+        example = tuple(x.shape[1:])
+        with naming(self.name):
+            shape = conv.weight_shape(example)
+            known = engine.bound(x, conv.window(example), conv.groups, shape, arrays, eps, self._activation)
+        if known is not None:
+            if len(self.bound) >= MOST_BOUND:
+                self.bound.clear()
+            self.bound[key] = known
+        return known
+
+    @property
+    def _activation(self) -> tuple[str, tuple[float, ...]] | None:
+        """The pass over what a convolution made, and its numbers: a factor, a shift, and the bounds it holds within."""
+        layer: Any = None if self.then is None else self.then.layer
+        if layer is None:
+            return None
+        if type(layer) is HardSwish:
+            return "hard_swish", ()
+        if type(layer) is HardSigmoid:
+            return "clip", (layer.alpha, layer.beta, 0.0, 1.0)
+        low, high = (layer.low, layer.high) if type(layer) is Clip else (0.0, 6.0 if type(layer) is ReLU6 else None)
+        return "clip", (1.0, 0.0, -inf if low is None else low, inf if high is None else high)
 
 
 @dataclass(frozen=True)
 class FoldedStep(Step):
     """A convolution or affine layer, alone or with what is fused to it, and the batch normalisation it takes in."""
 
-    linear: Layer
-    norm: Step
-    after: tuple[Step, ...]  # what is fused to it beyond the normalisation
+    linear: Layer = field(kw_only=True)
+    norm: Step = field(kw_only=True)
+    after: tuple[Step, ...] = field(kw_only=True)  # what is fused to it beyond the normalisation
 
     def run(self, params: Groups, state: Groups, x: Array) -> Array:
         """Return y; the weights are scaled if they are fewer than the outputs, and else those."""
         own, norm_params, norm_state = params[self.name], params[self.norm.name], state[self.norm.name]
         others = *norm_params.values(), *norm_state.values()
-        if not kernels.of(array_namespace(x)).FOLDS or not _fit(self.linear, own["weight"], others):
+        eps: float = self.norm.layer.eps  # type: ignore[attr-defined]
+        if type(self.layer) is Conv2D and len(others) == NORMS and _pays(self.linear, own["weight"], x):
+            bound = self._bound(own, others, x, eps)
+            if bound is not None:
+                y: Array = bound(x)
+                return y
+        biases = [own["bias"]] if "bias" in own else []
+        if not kernels.of(array_namespace(x)).FOLDS or not _fit(self.linear, own["weight"], (*others, *biases)):
             x = Step(self.name, self.linear).run(params, state, x)
             x = self.norm.run(params, state, x)
             return self._finish(params, state, x)
-        scale, shift = _line(own, norm_params, norm_state, self.norm.layer.eps)  # type: ignore[attr-defined]
+        scale, shift = _line(own, norm_params, norm_state, eps)
         with naming(self.name):
             if _pays(self.linear, own["weight"], x):
-                return self.layer.predict({"weight": scaled(self.linear, own["weight"], scale), "bias": shift}, {}, x)
+                folded = {"weight": scaled(self.linear, own["weight"], scale), "bias": shift}
+                y = self.layer.predict(folded, {}, x)
+                return y if self.then is None else self.then.run(params, state, y)
             x = self.linear.predict({"weight": own["weight"]}, {}, x)
         ones = (1,) * (x.ndim - 2)
         xp = array_namespace(x)
@@ -74,7 +135,7 @@ class FoldedStep(Step):
 
     def _finish(self, params: Groups, state: Groups, x: Array) -> Array:
         """Run what comes after the normalisation."""
-        for step in self.after:
+        for step in (*self.after, *([self.then] if self.then else [])):
             x = step.run(params, state, x)
         return x
 
@@ -91,10 +152,21 @@ def steps(layers: Sequence[tuple[str, Layer]]) -> list[Step]:
     for (name, layer), (first, end) in zip(fused, pairwise(edges), strict=True):
         if name in norms:
             after = tuple(Step(*pair) for pair in left[first + 1 : end])
-            made.append(FoldedStep(name, layer, left[first][1], norms[name], after))
+            made.append(FoldedStep(name, layer, linear=left[first][1], norm=norms[name], after=after))
         else:
             made.append(Step(name, layer))
-    return made
+    return _activated(made)
+
+
+def _activated(made: list[Step]) -> list[Step]:
+    """Put activations to the convolutions before them, whose results they may write over."""
+    kept: list[Step] = []
+    for step in made:
+        if kept and type(kept[-1].layer) is Conv2D and kept[-1].then is None and type(step.layer) in ACTIVATIONS:
+            kept[-1] = replace(kept[-1], then=step, bound=_Bound())
+        else:
+            kept.append(step)
+    return kept
 
 
 def scaled(linear: Layer, weight: Array, scale: Array) -> Array:

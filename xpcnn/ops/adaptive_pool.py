@@ -55,8 +55,12 @@ def adaptive_avg_pool2d(x: Array, output_size: Any, *, xp: Namespace | None = No
     _check_image(x)
     size = tuple(x.shape[2:])
     rows, columns = map(bins, size, adaptive_size(size, output_size))
-    tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
-    y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
+    if len(rows) == len(columns) == 1:
+        planes = xp.reshape(x, (*x.shape[:2], size[0] * size[1]))
+        y = (xp.sum(planes, axis=2) / (size[0] * size[1]))[:, :, None, None]
+    else:
+        tall = xp.stack([xp.mean(x[:, :, piece, :], axis=2) for piece in rows], axis=2)  # (N, C, OH, W)
+        y = xp.stack([xp.mean(tall[..., piece], axis=3) for piece in columns], axis=3)
     return y, AdaptivePoolSaved(_check.kin(x, xp), tuple(x.shape), rows, columns)
 
 

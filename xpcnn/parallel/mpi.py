@@ -40,7 +40,7 @@ class MPIGroup(Group):
                 f"the launcher started {size} processes, but {_library()} sees {self._all.size}; start them with the "
                 "mpiexec of that library."
             )
-        self._machine = self._all.Split_type(MPI.COMM_TYPE_SHARED)
+        self._machine: MPI.Intracomm = self._all.Split_type(MPI.COMM_TYPE_SHARED)  # type: ignore[assignment]
         self.rank, self.size = self._all.rank, self._all.size
         self.local_rank, self.local_size = self._machine.rank, self._machine.size
         self._flags = np.zeros(2, np.int8)

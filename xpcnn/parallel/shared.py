@@ -20,13 +20,13 @@ Host = np.ndarray[Any, Any]
 class SharedSum:
     """Adds up one array of ``count`` numbers of each of a machine's ranks, again and again."""
 
-    def __init__(self, machine: MPI.Comm, count: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, machine: MPI.Intracomm, count: int, dtype: np.dtype[Any]) -> None:
         self._machine, self._own = machine, share(count, machine.rank, machine.size)
         self._window = MPI.Win.Allocate_shared(count * dtype.itemsize, dtype.itemsize, comm=machine)
         size = 0 if machine.rank else count * dtype.itemsize
         self._result = MPI.Win.Allocate_shared(size, dtype.itemsize, comm=machine)
-        self._arrays = [np.frombuffer(self._window.Shared_query(rank)[0], dtype) for rank in range(machine.size)]
-        self._total = np.frombuffer(self._result.Shared_query(0)[0], dtype)
+        self._arrays = [_seen(self._window, rank, dtype) for rank in range(machine.size)]
+        self._total = _seen(self._result, 0, dtype)
         for window in (self._window, self._result):
             window.Lock_all()
 
@@ -49,3 +49,9 @@ class SharedSum:
         window.Sync()
         self._machine.Barrier()
         window.Sync()
+
+
+def _seen(window: MPI.Win, rank: int, dtype: np.dtype[Any]) -> Host:
+    """Return a rank's memory as an array."""
+    memory: Any = window.Shared_query(rank)[0]
+    return np.frombuffer(memory, dtype)

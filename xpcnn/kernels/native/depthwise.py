@@ -28,25 +28,25 @@ class Depthwise(ctypes.Structure):
 def forward(x: Floats, weight: Floats, bias: Floats | None, win: Window) -> Floats:
     """Return the convolution (N, C, *out) of images (N, C, H, W) with filters (C, 1, KH, KW)."""
     y: Floats = memory.empty((*x.shape[:2], *win.out), np.float32)
-    described, parts = ctypes.byref(_described(win, x.shape[0], x.shape[1])), shares(y.size * win.taps)
+    shape, parts = ctypes.byref(described(win, x.shape[0], x.shape[1])), shares(y.size * win.taps)
     x, weight, bias = plain(x, weight, bias)
-    space = memory.empty((function("depthwise_workspace", ctypes.c_int64)(described, parts),), np.float32)
-    function("depthwise_forward")(described, *map(address, (x, weight, bias, y, space)), parts)
+    space = memory.empty((function("depthwise_workspace", ctypes.c_int64)(shape, parts),), np.float32)
+    function("depthwise_forward")(shape, *map(address, (x, weight, bias, y, space)), parts)
     return y
 
 
 def backward(dy: Floats, x: Floats, weight: Floats, win: Window, need_dx: bool) -> tuple[Floats | None, Floats, Floats]:
     """Return (dx, dweight, dbias)."""
-    described, parts = ctypes.byref(_described(win, x.shape[0], x.shape[1])), shares(2 * dy.size * win.taps)
+    shape, parts = ctypes.byref(described(win, x.shape[0], x.shape[1])), shares(2 * dy.size * win.taps)
     dx = memory.empty(x.shape, np.float32) if need_dx else None
     dweight, dbias = np.empty(weight.shape, np.float32), np.empty(weight.shape[0], np.float32)
     x, weight, dy = plain(x, weight, dy)
-    space = memory.empty((function("depthwise_workspace", ctypes.c_int64)(described, parts),), np.float32)
-    function("depthwise_backward")(described, *map(address, (x, weight, dy, dx, dweight, dbias, space)), parts)
+    space = memory.empty((function("depthwise_workspace", ctypes.c_int64)(shape, parts),), np.float32)
+    function("depthwise_backward")(shape, *map(address, (x, weight, dy, dx, dweight, dbias, space)), parts)
     return dx, dweight, dbias
 
 
 @lru_cache(256)
-def _described(win: Window, images: int, channels: int) -> Depthwise:
+def described(win: Window, images: int, channels: int) -> Depthwise:
     """Make the structure."""
     return Depthwise(images, channels, *win.size, *win.out, *win.kernel, *win.stride, *win.dilation, *win.before)

@@ -98,3 +98,21 @@ static void backward_share(void *job, int share, int shares) {
 
 EXPORT void norm_forward(const Norm *n, int shares) { in_shares(forward_share, (void *)n, smaller(shares, n->channels)); }
 EXPORT void norm_backward(const Norm *n, int shares) { in_shares(backward_share, (void *)n, smaller(shares, n->channels)); }
+
+/* In prediction: filters and biases of a convolution that takes in the normalisation after it. bias may be NULL. */
+typedef struct {
+    int64_t filters, each; /* weights of a filter */
+    double eps;
+    const float *weight, *bias, *gamma, *beta, *mean, *var;
+    float *new_weight, *new_bias;
+} Fold;
+
+EXPORT void fold_norm(const Fold *n) {
+    for (int64_t f = 0; f < n->filters; f++) {
+        float scale = n->gamma[f] / sqrtf(n->var[f] + (float)n->eps), bias = n->bias ? n->bias[f] : 0;
+        const float *from = n->weight + f * n->each;
+        float *to = n->new_weight + f * n->each;
+        for (int64_t i = 0; i < n->each; i++) to[i] = from[i] * scale;
+        n->new_bias[f] = n->beta[f] + scale * (bias - n->mean[f]);
+    }
+}
