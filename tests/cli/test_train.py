@@ -24,7 +24,14 @@ OPTIONS = {
     "label_smoothing": 0.1, "class_weights": "balanced", "ema": 0.9, "evaluate_every": 2, "keep": "last", "patience": 7,
     "threads": 1, "time_limit": "1h", "checkpoint_every": "20s", "max_memory": "1GiB",
 }  # fmt: skip
-FLAGS = {"drop_last": False, "nesterov": True, "skip_bad": False, "evaluate_train": False, "tensorboard": False}
+FLAGS = {
+    "sync_batchnorm": True,
+    "drop_last": False,
+    "nesterov": True,
+    "skip_bad": False,
+    "evaluate_train": False,
+    "tensorboard": False,
+}
 NOT_GIVEN = {"image_size", "channels", "beta1", "beta2", "eps"}  # of other data sets and optimizers
 AUGMENT = {
     "crop": 1, "flip": True, "rotate": 5.0, "translate": 0.1, "scale": 0.1, "brightness": 0.1, "contrast": 0.2,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def simple(make: Callable[..., Layer], **options: tuple[str, float]) -> Converte
 
     @reads(*options)
     def convert(call: Call) -> Tensor:
-        return call.add(make(**{own: call.float(name, usual) for name, (own, usual) in options.items()}))
+        return call.add(make(**{own: call.real(name, usual) for name, (own, usual) in options.items()}))
 
     return convert
 
@@ -34,8 +33,8 @@ def simple(make: Callable[..., Layer], **options: tuple[str, float]) -> Converte
 def selu(call: Call) -> Tensor:
     """Take the scaled ELU, whose numbers are fixed here."""
     for name, usual in SELU.items():
-        if abs(call.float(name, usual) - usual) > 1e-6 * usual:
-            raise Unsupported(f"has the {name} {call.float(name, usual)}, not {usual}")
+        if abs(call.real(name, usual) - usual) > 1e-6 * usual:
+            raise Unsupported(f"has the {name} {call.real(name, usual)}, not {usual}")
     return call.add(la.SELU())
 
 
@@ -48,7 +47,7 @@ def gelu(call: Call) -> Tensor:
 @reads("alpha")
 def swish(call: Call) -> Tensor:
     """Multiply by the sigmoid."""
-    if call.float("alpha", 1.0) != 1.0:
+    if call.real("alpha", 1.0) != 1.0:
         raise Unsupported("has an alpha other than 1")
     return call.add(la.SiLU())
 
@@ -59,7 +58,7 @@ def clip(call: Call) -> Tensor:
     low, high = call.number(1, "min", None), call.number(2, "max", None)
     largest = float(str(np.finfo(np.float32).max))
     low, high = None if low == -largest else low, None if high == largest else high
-    if (low, high) == (None, None):
+    if low is None and high is None:
         return call.x
     return call.add(la.ReLU6() if (low, high) == (0.0, 6.0) else la.Clip(low, high))
 
@@ -69,7 +68,7 @@ def softmax(make: Callable[..., Layer]) -> Converter:
 
     @reads("axis")
     def convert(call: Call) -> Tensor:
-        axis, rank = call.int("axis", -1 if call.opset >= 13 else 1), len(call.shape) + 1
+        axis, rank = call.whole("axis", -1 if call.opset >= 13 else 1), len(call.shape) + 1
         (first,) = call.axes([axis], rank)
         if call.opset < 13 and prod(call.shape[first:]) != 1:
             raise Unsupported(f"is over all axes from {axis} on of examples {call.shape}")
@@ -132,8 +131,8 @@ def _line(how: str, constant: Host, first: bool) -> dict[str, Host]:
 def concat(call: Call) -> Tensor:
     """Join along the channels."""
     tensors = [call.tensor(index) for index in range(len(call.given))]
-    if call.axes([call.int("axis", 1)], len(call.shape) + 1) != [1]:
-        raise Unsupported(f"joins along axis {call.int('axis', 1)}, not along the channels")
+    if call.axes([call.whole("axis", 1)], len(call.shape) + 1) != [1]:
+        raise Unsupported(f"joins along axis {call.whole('axis', 1)}, not along the channels")
     for tensor in tensors:
         call.shape_of(tensor)
     return tensors[0] if len(tensors) == 1 else call.add(la.Join("concat"), inputs=tensors)
@@ -143,10 +142,10 @@ def concat(call: Call) -> Tensor:
 def gemm(call: Call) -> Tensor:
     """Multiply by a matrix and add a bias; alpha and beta become part of them."""
     weight, bias = call.needed(1), call.constant(2)
-    if call.int("transA", 0):
+    if call.whole("transA", 0):
         raise Unsupported("transposes what depends on the images")
-    alpha, beta = call.float("alpha", 1.0), call.float("beta", 1.0)
-    weight = np.ascontiguousarray(weight.T) if call.int("transB", 0) else weight
+    alpha, beta = call.real("alpha", 1.0), call.real("beta", 1.0)
+    weight = np.ascontiguousarray(weight.T) if call.whole("transB", 0) else weight
     weight = weight if alpha == 1 else (weight * alpha).astype(weight.dtype)
     if bias is not None:
         bias = bias if beta == 1 else (bias * beta).astype(bias.dtype)
@@ -175,43 +174,43 @@ def _affine(call: Call, weight: Host, bias: Host | None) -> Tensor:
 @reads("epsilon", "momentum", "training_mode", "spatial")
 def batch_norm(call: Call) -> Tensor:
     """Normalise each channel; ONNX's momentum is the share of the old mean, here it is that of the new."""
-    if call.int("training_mode", 0) or not call.int("spatial", 1):
+    if call.whole("training_mode", 0) or not call.whole("spatial", 1):
         raise Unsupported("is in training mode, or normalises every pixel by itself (spatial=0)")
-    momentum = round(1 - call.float("momentum", 0.9), 9)
+    momentum = round(1 - call.real("momentum", 0.9), 9)
     arrays = {name: call.needed(index) for index, name in enumerate(("gamma", "beta", "mean", "var"), start=1)}
-    return call.add(la.BatchNorm(momentum, call.float("epsilon", 1e-5)), arrays)
+    return call.add(la.BatchNorm(momentum, call.real("epsilon", 1e-5)), arrays)
 
 
 @reads("epsilon")
 def instance_norm(call: Call) -> Tensor:
     """Normalise each channel of each image."""
     arrays = {"gamma": call.needed(1), "beta": call.needed(2)}
-    return call.add(la.GroupNorm(call.shape[0], call.float("epsilon", 1e-5)), arrays)
+    return call.add(la.GroupNorm(call.shape[0], call.real("epsilon", 1e-5)), arrays)
 
 
 @reads("epsilon", "num_groups", "stash_type")
 def group_norm(call: Call) -> Tensor:
     """Normalise groups of channels; before opset 21, scale and bias are those of a group."""
-    groups, gamma, beta = call.int("num_groups", 0), call.needed(1), call.needed(2)
+    groups, gamma, beta = call.whole("num_groups", 0), call.needed(1), call.needed(2)
     if groups < 1 or call.shape[0] % groups:
         raise Unsupported(f"has {groups} groups of {call.shape[0]} channels")
     if call.opset < 21:
         gamma, beta = (np.repeat(array, call.shape[0] // groups) for array in (gamma, beta))
-    return call.add(la.GroupNorm(groups, call.float("epsilon", 1e-5)), {"gamma": gamma, "beta": beta})
+    return call.add(la.GroupNorm(groups, call.real("epsilon", 1e-5)), {"gamma": gamma, "beta": beta})
 
 
 @reads("axis", "axes", "epsilon", "stash_type")
 def layer_norm(call: Call) -> Tensor:
     """Normalise each example over its last axes, or those that a transposition around it puts there."""
     rank = len(call.shape) + 1
-    (first,) = call.axes([call.int("axis", -1)], rank)
-    axes = call.axes(call.ints("axes") or list(range(first, rank)), rank)
+    (first,) = call.axes([call.whole("axis", -1)], rank)
+    axes = call.axes(call.wholes("axes") or list(range(first, rank)), rank)
     if 0 in axes:
         raise Unsupported("normalises over images, too")
     wanted = tuple(call.shape[axis - 1] for axis in axes)
     gamma, beta = call.needed(1), call.constant(2)
     beta = np.zeros_like(gamma) if beta is None else beta
-    layer = la.LayerNorm(None if axes == list(range(1, rank)) else tuple(axes), call.float("epsilon", 1e-5))
+    layer = la.LayerNorm(None if axes == list(range(1, rank)) else tuple(axes), call.real("epsilon", 1e-5))
     if gamma.shape != wanted or beta.shape != wanted:
         raise Unsupported(f"has {gamma.shape} and {beta.shape} numbers for axes of {wanted}")
     return call.add(layer, {"gamma": gamma, "beta": beta})

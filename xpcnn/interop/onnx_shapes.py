@@ -18,8 +18,8 @@ from xpcnn.layers.base import Shape
 def flatten(call: Call) -> Tensor:
     """Make one axis of all an example's axes."""
     rank = len(call.shape) + 1
-    if call.int("axis", 1) not in (1, 1 - rank):
-        raise Unsupported(f"flattens from axis {call.int('axis', 1)}, not from axis 1")
+    if call.whole("axis", 1) not in (1, 1 - rank):
+        raise Unsupported(f"flattens from axis {call.whole('axis', 1)}, not from axis 1")
     return call.add(la.Flatten())
 
 
@@ -28,7 +28,7 @@ def reshape(call: Call) -> Tensor:
     """Give each example another shape."""
     known = call.given[1] if len(call.given) > 1 else None
     if known is None:
-        targets = [call.ints("shape") or []] * len(BATCHES)
+        targets = [call.wholes("shape") or []] * len(BATCHES)
     elif isinstance(known, Known):
         targets = [[int(n) for n in value.reshape(-1)[:64]] for value in known.values]
     else:
@@ -39,18 +39,18 @@ def reshape(call: Call) -> Tensor:
     if len(tails) > 1:
         raise Unsupported("gives a shape whose later axes depend on the batch's size")
     (tail,) = tails
-    if 0 in tail and not call.int("allowzero", 0):
+    if 0 in tail and not call.whole("allowzero", 0):
         tail = tuple((*call.shape, *(0,) * 64)[axis] if n == 0 else n for axis, n in enumerate(tail))
-    kept = (heads[0] == 0 and not call.int("allowzero", 0)) or call.is_batch(heads)
+    kept = (heads[0] == 0 and not call.whole("allowzero", 0)) or call.is_batch(heads)
     if min(tail, default=1) < (-1 if kept else 1) or 0 in tail or not (kept or heads[0] == -1):
-        raise Unsupported(f"gives the shape {list((heads[0], *tail))} to examples {call.shape}, which mixes images")
+        raise Unsupported(f"gives the shape {[heads[0], *tail]} to examples {call.shape}, which mixes images")
     return _arranged(call, tail)
 
 
 @reads("axes")
 def squeeze(call: Call) -> Tensor:
     """Take axes of length 1 away."""
-    given, rank = call.list(1, "axes"), len(call.shape) + 1
+    given, rank = call.listed(1, "axes"), len(call.shape) + 1
     if given is None:
         raise Unsupported("takes all axes of length 1 away, the batch's too if it is one image")
     gone = call.axes(given, rank)
@@ -62,7 +62,7 @@ def squeeze(call: Call) -> Tensor:
 @reads("axes")
 def unsqueeze(call: Call) -> Tensor:
     """Put axes of length 1 in."""
-    given = call.list(1, "axes") or []
+    given = call.listed(1, "axes") or []
     rank = len(call.shape) + 1 + len(given)
     new = call.axes(given, rank)
     if 0 in new:
@@ -75,7 +75,7 @@ def unsqueeze(call: Call) -> Tensor:
 def transpose(call: Call) -> Tensor:
     """Put axes in another order, which only arranges nothing if but axes of length 1 move."""
     shape = (0, *call.shape)
-    perm = call.axes(call.ints("perm") or list(range(len(shape)))[::-1], len(shape))
+    perm = call.axes(call.wholes("perm") or list(range(len(shape)))[::-1], len(shape))
     if len(perm) != len(shape) or perm[0] != 0:
         raise Unsupported(f"puts the axes of {call.shape} in the order {perm}: the batch is not the first")
     long = [axis for axis in perm if shape[axis] != 1]
@@ -87,7 +87,7 @@ def transpose(call: Call) -> Tensor:
 @reads("start", "end")
 def shape(call: Call) -> Known:
     """Return the sizes themselves, for each size of a batch that is tried."""
-    part = slice(call.int("start", 0), call.node.attributes.get("end"))
+    part = slice(call.whole("start", 0), call.node.attributes.get("end"))
     return Known(tuple(np.array((batch, *call.shape)[part], np.int64) for batch in BATCHES))
 
 
@@ -100,8 +100,8 @@ def size(call: Call) -> Known:
 @reads("to", "saturate", "round_mode")
 def cast(call: Call) -> Tensor:
     """Convert floats to floats, which all have the model's type."""
-    if call.int("to", 1) not in (1, 10, 11, 16):
-        raise Unsupported(f"converts to type {call.int('to', 1)}, not to floats")
+    if call.whole("to", 1) not in (1, 10, 11, 16):
+        raise Unsupported(f"converts to type {call.whole('to', 1)}, not to floats")
     return call.x
 
 
@@ -117,7 +117,7 @@ def dropout(call: Call) -> Tensor:
     rate, training = call.number(1, "ratio", 0.5), call.constant(2)
     if training is not None and training.any():
         raise Unsupported("drops values in prediction, too (training_mode)")
-    return call.add(la.Dropout(rate)) if rate else call.x
+    return call.add(la.Dropout(0.5 if rate is None else rate))
 
 
 def _arranged(call: Call, shape: Shape | Sequence[int]) -> Tensor:

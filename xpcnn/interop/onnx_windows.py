@@ -28,7 +28,7 @@ REPEATING = {  # how a place in the larger image becomes one in the smaller, and
 def conv(call: Call) -> Tensor:
     """Convolve: the weight lies as it does here."""
     weight, bias = call.needed(1), call.constant(2)
-    groups, axes = call.int("group", 1), weight.ndim - 2
+    groups, axes = call.whole("group", 1), weight.ndim - 2
     options = _window(call, weight.shape[2:])
     if axes not in CONVS or groups < 1 or weight.shape[1] * groups != call.shape[0]:
         raise Unsupported(f"has a weight {weight.shape} in {groups} groups for examples {call.shape}")
@@ -40,8 +40,8 @@ def conv(call: Call) -> Tensor:
 def conv_transpose(call: Call) -> Tensor:
     """Spread: the weight lies as it does here."""
     weight, bias = call.needed(1), call.constant(2)
-    groups, axes = call.int("group", 1), weight.ndim - 2
-    extra = call.ints("output_padding") or [0] * axes
+    groups, axes = call.whole("group", 1), weight.ndim - 2
+    extra = call.wholes("output_padding") or [0] * axes
     if axes not in TRANSPOSED or groups < 1 or len(extra) != axes or max(extra) > MOST_PIXELS:
         raise Unsupported(f"has a weight {weight.shape} in {groups} groups and output_padding {extra}")
     options = _window(call, weight.shape[2:], extra)
@@ -54,15 +54,15 @@ def conv_transpose(call: Call) -> Tensor:
 @reads(*WINDOW, "ceil_mode", "storage_order")
 def max_pool(call: Call) -> Tensor:
     """Take the maximum of windows."""
-    kernel = call.ints("kernel_shape") or []
-    return call.add(_layer(MAX_POOLS, kernel)(**_window(call, kernel), ceil_mode=bool(call.int("ceil_mode", 0))))
+    kernel = call.wholes("kernel_shape") or []
+    return call.add(_layer(MAX_POOLS, kernel)(**_window(call, kernel), ceil_mode=bool(call.whole("ceil_mode", 0))))
 
 
 @reads(*WINDOW, "ceil_mode", "count_include_pad")
 def average_pool(call: Call) -> Tensor:
     """Take the mean of windows."""
-    kernel = call.ints("kernel_shape") or []
-    ceil, counted = (bool(call.int(name, 0)) for name in ("ceil_mode", "count_include_pad"))
+    kernel = call.wholes("kernel_shape") or []
+    ceil, counted = (bool(call.whole(name, 0)) for name in ("ceil_mode", "count_include_pad"))
     options = _window(call, kernel) | {"ceil_mode": ceil}
     plain = options["padding"] == 0 and not ceil  # nothing to count: xpcnn's own word for it
     return call.add(_layer(AVG_POOLS, kernel)(**options, count_include_pad=counted or plain))
@@ -89,10 +89,10 @@ def global_max_pool(call: Call) -> Tensor:
 @reads("axes", "keepdims", "noop_with_empty_axes")
 def reduce_mean(call: Call) -> Tensor:
     """Average over all pixels of an image."""
-    given, rank = call.list(1, "axes"), len(call.shape) + 1
+    given, rank = call.listed(1, "axes"), len(call.shape) + 1
     if rank != 4 or sorted(call.axes(given or [], rank)) != [2, 3]:
         raise Unsupported(f"averages over the axes {given} of examples {call.shape}, not over all pixels")
-    return call.add(la.AdaptiveAvgPool2D(1) if call.int("keepdims", 1) else la.GlobalAvgPool())
+    return call.add(la.AdaptiveAvgPool2D(1) if call.whole("keepdims", 1) else la.GlobalAvgPool())
 
 
 @reads("mode", "pads", "value")
@@ -101,24 +101,20 @@ def pad(call: Call) -> Tensor:
     if call.text("mode", "constant") != "constant":
         raise Unsupported(f"pads in the mode {call.text('mode', '')}, not with a constant")
     rank = len(call.shape) + 1
-    given, value = call.list(1, "pads") or [], call.number(2, "value", 0.0)
-    if call.constant(3) is not None:
-        axes = call.axes(call.list(3, "axes") or [], rank)
-        if len(given) != 2 * len(axes):
-            raise Unsupported(f"pads by {given} along {axes}")
-        pairs = dict(zip(axes, zip(given[: len(axes)], given[len(axes) :], strict=True), strict=True))
-    else:
-        pairs = dict(enumerate(zip(given[:rank], given[rank:], strict=len(given) == 2 * rank)))
-    before = {axis: pair for axis, pair in pairs.items() if pair != (0, 0)}
-    if any(not 0 <= n <= MOST_PIXELS for pair in pairs.values() for n in pair) or len(given) > 2 * rank:
-        raise Unsupported(f"pads by {given}")
-    if not before:
+    given, value = call.listed(1, "pads") or [], call.number(2, "value", 0.0)
+    named = call.listed(3, "axes")
+    axes = call.axes(list(range(rank)) if named is None else named, rank)
+    if len(given) != 2 * len(axes) or not all(0 <= n <= MOST_PIXELS for n in given):
+        raise Unsupported(f"pads the axes {axes} by {given}")
+    pairs = zip(given[: len(axes)], given[len(axes) :], strict=True)
+    padded = {axis: pair for axis, pair in zip(axes, pairs, strict=True) if pair != (0, 0)}
+    if not padded:
         return call.x
-    if list(before) == [1] and before[1][0] == 0 and value == 0:
-        return call.add(la.PadChannels(call.shape[0] + before[1][1]))
-    if rank != 4 or not before.keys() <= {2, 3}:
+    if list(padded) == [1] and padded[1][0] == 0 and value == 0:
+        return call.add(la.PadChannels(call.shape[0] + padded[1][1]))
+    if rank != 4 or not padded.keys() <= {2, 3}:
         raise Unsupported(f"pads examples {call.shape} by {given}: only images are padded, or channels behind them")
-    return call.add(la.Pad2D(_short_pairs([pairs.get(2, (0, 0)), pairs.get(3, (0, 0))]), float(value or 0.0)))
+    return call.add(la.Pad2D(_short_pairs([padded.get(axis, (0, 0)) for axis in (2, 3)]), float(value or 0.0)))
 
 
 @reads("mode", "nearest_mode", "coordinate_transformation_mode", "axes", "scales", "antialias",
@@ -128,9 +124,13 @@ def resize(call: Call) -> Tensor:
     factors = _factors(call)
     if all(factor == 1 for factor in factors):
         return call.x
-    if call.text("mode", "nearest") != "nearest" or call.int("antialias", 0):
+    if call.text("mode", "nearest") != "nearest" or call.whole("antialias", 0):
         raise Unsupported(f"resizes in the mode {call.text('mode', 'nearest')}, not by repeating pixels")
-    if len(factors) != 4 or factors[:2] != [1.0, 1.0] or not all(f == int(f) and 1 <= f <= MOST_PIXELS for f in factors):
+    if (
+        len(factors) != 4
+        or factors[:2] != [1.0, 1.0]
+        or not all(f == int(f) and 1 <= f <= MOST_PIXELS for f in factors)
+    ):
         raise Unsupported(f"resizes by {factors}: only whole factors of height and width repeat pixels")
     older = call.opset < 11
     way = call.text("coordinate_transformation_mode", "asymmetric" if older else "half_pixel")
@@ -144,7 +144,7 @@ def resize(call: Call) -> Tensor:
 def _factors(call: Call) -> list[float]:
     """Return how many times larger each axis of the batch becomes."""
     rank = len(call.shape) + 1
-    axes = call.axes(call.ints("axes") or list(range(rank)), rank)
+    axes = call.axes(call.wholes("axes") or list(range(rank)), rank)
     older = call.node.op == "Upsample" or call.opset < 11
     given, sizes = (call.constant(1), None) if older else (call.constant(2), call.given[3:])
     found: list[float] = list(call.node.attributes.get("scales", [])) if given is None else []
@@ -184,11 +184,11 @@ def _layer(kinds: dict[int, Any], size: Sequence[int]) -> Any:
 def _window(call: Call, kernel: Sequence[int], extra: Sequence[int] | None = None) -> dict[str, Any]:
     """Return kernel size, stride, padding and dilation; ``extra`` is a transposed convolution's output_padding."""
     axes = len(kernel)
-    stride, dilation = (call.ints(name) or [1] * axes for name in ("strides", "dilations"))
-    pads, way = call.ints("pads") or [0] * 2 * axes, call.text("auto_pad", "NOTSET")
+    stride, dilation = (call.wholes(name) or [1] * axes for name in ("strides", "dilations"))
+    pads, way = call.wholes("pads") or [0] * 2 * axes, call.text("auto_pad", "NOTSET")
     numbers = [*kernel, *stride, *dilation]
     lengths = {len(stride), len(dilation), len(pads) // 2} == {axes} and len(pads) % 2 == 0
-    stated = call.ints("kernel_shape") or list(kernel)
+    stated = call.wholes("kernel_shape") or list(kernel)
     if not lengths or stated != list(kernel) or not all(1 <= n <= MOST_PIXELS for n in numbers):
         raise Unsupported(f"has a kernel {stated}, strides {stride}, dilations {dilation} and pads {pads}")
     if min(pads, default=0) < 0 or max(pads, default=0) > MOST_PIXELS:
@@ -217,10 +217,15 @@ def _split(way: str, total: int) -> tuple[int, int]:
 
 
 def _transposed_pairs(
-    call: Call, pairs: list[tuple[int, int]], way: str, stride: Sequence[int], spans: Sequence[int], extra: Sequence[int]
+    call: Call,
+    pairs: list[tuple[int, int]],
+    way: str,
+    stride: Sequence[int],
+    spans: Sequence[int],
+    extra: Sequence[int],
 ) -> list[tuple[int, int]]:
     """Return what a transposed convolution leaves away at both ends."""
-    wanted = call.ints("output_shape")
+    wanted = call.wholes("output_shape")
     if way in ("NOTSET", "VALID") and wanted is None:
         return [(0, 0)] * len(pairs) if way == "VALID" else pairs
     sizes = call.shape[1:]
@@ -258,4 +263,3 @@ WINDOWED: dict[str, Converter] = {
     "Resize": resize,
     "Upsample": resize,
 }
-
