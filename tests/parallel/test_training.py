@@ -263,7 +263,7 @@ def test_other_data_of_the_same_name_are_noticed(data, tmp_path):
     options = ["train", *data, "--epochs", "1", "--out", str(tmp_path / "run")]
     done = mpi.run(1, several(options, [*options, "--dataset", f"npz:{other}"]))
     assert done.returncode == 2
-    assert "the training data of rank 1 differ" in done.stderr
+    assert "the data of rank 1 differ" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -307,3 +307,85 @@ def test_the_step_of_several_processes_checks_its_batch():
     trainer = xc.Trainer(model, optim.sgd(0.1), group=Two())
     with pytest.raises(xc.XpcnnError, match="6 images, 5 targets"):
         trainer.step(np.zeros((6, 1, 12, 12), np.float32), np.zeros(5, int))
+
+
+OWN = """
+import sys
+import numpy as np
+import xpcnn as xc
+from xpcnn import layers as L, optim, parallel
+
+how, group = sys.argv[1], parallel.world()
+rng = np.random.default_rng(1 if how == "data" and group.rank else 0)
+x, t = rng.integers(0, 256, (60, 1, 8, 8)).astype(np.uint8), np.arange(60) % 3
+net = L.Sequential(L.Conv2D(4, 3), L.ReLU(), L.Flatten(), L.Affine(3), input_shape=(1, 8, 8))
+model = xc.Model(net, "cpu", seed=group.rank if how == "seed" else 0, dtype="float64")
+
+def keeps(grads, state, params, step):
+    last = state["last"]
+    return {p: params[p] - 0.05 * last[p] for p in params}, {"last": dict(grads)}
+
+delayed = optim.Optimizer("delayed", lambda params: {"last": {p: 0 * a for p, a in params.items()}}, keeps)
+rule = optim.Optimizer("delayed", delayed.init, keeps, lambda step: (0.05,), lambda n, p, g, last: (p - n[0] * last, g))
+trainer = xc.Trainer(model, {"keeps": delayed, "rule": rule}.get(how, optim.sgd(0.1)), group=group)
+
+def on_step(epoch, done):
+    if how == "raise" and group.rank == 1 and trainer.steps == 5:
+        raise ValueError("on one rank alone")
+    return how == "stop" and group.rank == 1 and trainer.steps == 5
+
+history = trainer.fit((x, t), epochs=5, batch_size=10, on_step=on_step)
+if group.rank == 0:
+    np.savez(sys.argv[2], steps=trainer.steps, **model.parameters())
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return a function that runs a program of one's own."""
+    (tmp_path / "own.py").write_text(OWN)
+    return lambda size, how: mpi.run(size, [tmp_path / "own.py", how, tmp_path / f"{how}{size}.npz"], timeout=60)
+
+
+@pytest.mark.parametrize("how", ["keeps", "rule"])
+def test_an_optimizer_that_keeps_gradients_finds_them_again(own, tmp_path, how):
+    for size in (1, 2):
+        assert own(size, how).returncode == 0
+    one, two = (dict(np.load(tmp_path / f"{how}{size}.npz")) for size in (1, 2))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-12)
+
+
+def test_one_rank_that_fails_or_wants_to_stop_ends_all(own, tmp_path):
+    done = own(2, "raise")
+    assert done.returncode
+    assert "ValueError: on one rank alone" in done.stderr
+    assert own(2, "stop").returncode == 0
+    assert np.load(tmp_path / "stop2.npz")["steps"] == 5
+
+
+@pytest.mark.parametrize(("how", "said"), [("data", "the training data of rank 1 differ"), ("seed", "another seed")])
+def test_a_program_of_ones_own_is_compared_too(own, how, said):
+    done = own(2, how)
+    assert done.returncode
+    assert said in done.stderr
+
+
+def test_commands_that_differ_are_noticed(data, tmp_path):
+    options = ["train", *data, "--epochs", "1", "--out", str(tmp_path / "run")]
+    done = mpi.run(1, several(options, ["train", "--resume", str(tmp_path)]))
+    assert done.returncode == 2
+    assert done.stderr.count("xpcnn:") == 1
+    assert "the commands of rank 1 differ" in done.stderr
+    done = mpi.run(1, several(options, [*options, "--device", "array_api_strict"]))
+    assert done.returncode == 2
+    assert "the devices of rank 1 differ" in done.stderr
+
+
+def test_a_signal_to_any_rank_is_told(data, tmp_path):
+    process = mpi.start(2, ["train", *data, "--epochs", "500", "--out", tmp_path / "run"])
+    wait_for(lambda: recorded(tmp_path / "run"))
+    os.kill(mpi.ranks(process)[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert "terminated after step" in err
+    assert process.returncode == 128 + signal.SIGTERM

@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # numbers that overflow show in the loss
+            team.join(sys.argv[1:] if arguments is None else arguments)
             native.chosen()  # raises what is wrong with the environment's word before anything is done
-            team.join()
             result = cli.main(args=arguments, prog_name="xpcnn", standalone_mode=False)
             team.leave()
     except click.ClickException as error:

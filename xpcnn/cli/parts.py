@@ -188,7 +188,8 @@ class Parts:
     def _placed(self) -> list[str] | None:
         """Return the faults of a work whose output is in its place, so that only the folder is left to be removed."""
         state = self._state()
-        return state["faults"] if state is not None and self.output.exists() else None
+        is_merged = (self.directory / MERGED).exists()  # then what is in the output's place is something else
+        return state["faults"] if state is not None and self.output.exists() and not is_merged else None
 
     def _path(self, number: int) -> Path:
         """Return a part's file."""

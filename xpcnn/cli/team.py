@@ -5,22 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
 from xpcnn.parallel import launched, world
 from xpcnn.parallel.watch import Watch
+from xpcnn.training.shared import check_alike
 
 PARALLEL = ("train", "predict")  # the commands that several ranks can share
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # how launchers tell a process which one it is
+WORDS = {*PARALLEL, "--resume", "--help", "-h", "--version"}  # that say what ranks do together
 FIRST = 0.3  # seconds that rank 0 has to say what all would say
 
 _watch: Watch | None = None
 
 
-def join() -> None:
-    """Connect this process with those that a launcher started together with it; but for rank 0, they print nothing."""
+def join(arguments: Sequence[str]) -> None:
+    """Connect this process with those that a launcher started together with it; but for rank 0, they print nothing.
+
+    Raises
+    ------
+    XpcnnError
+        When they were given different commands, which would wait for each other.
+    """
     global _watch
     if launched() == 1:
         return
@@ -28,6 +37,7 @@ def join() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     _watch = Watch(world())
     _watch.start()
+    check_alike(world(), {"commands": " ".join(sorted(word for word in arguments if word in WORDS))})
 
 
 def check(command: str) -> None:
@@ -54,8 +64,7 @@ def speak(sentence: str, status: int) -> int:
     """Say on standard error why it ends, and return the status; of several ranks one says it, and all end at once."""
     if _watch is not None:
         _end(_watch, sentence, status)
-    if launched() == 1 or all(os.environ.get(name, "0") == "0" for name in RANKS):
-        click.echo(sentence, err=True)
+    click.echo(sentence, err=True)
     return status
 
 

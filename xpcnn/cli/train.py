@@ -26,10 +26,10 @@ from xpcnn.kernels import threads
 from xpcnn.parallel import Group, world
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, History
-from xpcnn.training.build import Job, build, read_tables, recipe_tables, recipes, resolved, usual
+from xpcnn.training.build import Job, build, facts, read_tables, recipe_tables, recipes, resolved, usual
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run, check_board, resumable_settings
 from xpcnn.training.settings import OPEN_NAMES, Settings, assignments, duration, from_tables
-from xpcnn.training.shared import check_alike, parts, versions
+from xpcnn.training.shared import check_alike, parts
 
 CHANGEABLE = ("device", "threads", "capture", "time_limit", "checkpoint_every", "data_dir", "dataset")  # on --resume
 TERMINATED = 128 + signal.SIGTERM
@@ -150,13 +150,14 @@ def _help(settings: Settings, group: Group) -> int:
     with heeding_signals(job.trainer) as request:
 
         def is_over(*_: Any) -> bool:
-            return group.any(request.signal is not None)
+            return request.signal is not None
 
         try:
             _fit(job, is_over, is_over)
-        except XpcnnError:
+        except (XpcnnError, KeyboardInterrupt):
             time.sleep(SPEECH)  # for rank 0 to say it, if it is everybody's, which ends this process, too
             raise
+        group.gathered(request.signal)
         return int(group.first(None))
 
 
@@ -164,9 +165,7 @@ def _check_ranks(job: Job, settings: Settings) -> dict[str, str]:
     """Return the fingerprints of the data, after comparing all that must be the same on every rank."""
     data = {"training": job.train.fingerprint(), "test": job.test.fingerprint()}
     if job.trainer.group.size > 1:
-        own = {name: value for name, value in settings.tables()["train"].items() if name not in CHANGEABLE}
-        facts = {"versions": versions(), "settings": repr((own, settings.augment)), "training data": data["training"]}
-        check_alike(job.trainer.group, facts | {"test data": data["test"]})
+        check_alike(job.trainer.group, facts(job, settings, CHANGEABLE) | {"data": str(data)})
     return data
 
 
@@ -188,7 +187,10 @@ def _going_on(run: Run) -> str:
     before, size = run.threads_before, trainer.group.size
     note = "" if before in (None, here) else f" (with {here} threads instead of {before}, the last bits may differ)"
     if run.ranks_before not in (None, size):
-        note = f" (with {size} ranks instead of {run.ranks_before}, the last bits may differ)"
+        normed = trainer.model.state() and not trainer.sync_batchnorm
+        more = ", and batch norm sees other parts of a batch" if normed else ""
+        ranks = "1 rank" if size == 1 else f"{size} ranks"
+        note = f" (with {ranks} instead of {run.ranks_before}, the last bits may differ{more})"
     return f"going on with {run.path} {where}{note}."
 
 
@@ -220,7 +222,7 @@ class _Course:
         """Move the bar, and save a checkpoint if it is time for one."""
         self._show.move(epoch, images)
         self._run.step()
-        return self._job.trainer.group.any(self.is_over())
+        return self.is_over()
 
     def on_epoch(self, epoch: Epoch, losses: list[float]) -> bool:
         """Record an epoch and print its line."""
@@ -232,7 +234,7 @@ class _Course:
         self._show.say(_line(epoch, self._job.settings.epochs))
         if run.is_out_of_patience:
             self._show.say(f"no better for {run.waited} evaluations, so it ends here")
-        return trainer.group.any(run.is_out_of_patience or self.is_over())
+        return run.is_out_of_patience or self.is_over()
 
 
 def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], quiet: bool) -> int:
@@ -243,6 +245,8 @@ def _run(job: Job, run: Run, show: View, request: Request, heading: list[str], q
             for text in heading:
                 show.say(text)
             history = _fit(job, course.on_step, course.on_epoch)
+        told = trainer.group.gathered(request.signal)  # of which some rank may have been sent one
+        request.signal = next((number for number in told if number is not None), None)
     except XpcnnError as error:
         _draw(run)
         raise XpcnnError(f"{error} What was recorded until then is in {run.path}.") from None
@@ -275,8 +279,10 @@ def _interrupted(run: Run, request: Request, can_save: bool) -> int:
 def _say_interrupted(run: Run, request: Request) -> int:
     """Say how to go on, and return the exit status."""
     word = "interrupted" if request.signal == signal.SIGINT else "terminated"
-    click.echo(f"xpcnn: {word} after step {run.trainer.steps}; {_how_to_resume(run)}.", err=True)
-    return INTERRUPTED if request.signal == signal.SIGINT else TERMINATED
+    status = INTERRUPTED if request.signal == signal.SIGINT else TERMINATED
+    if run.trainer.group.size > 1:  # which the sentence ends, wherever the others are
+        run.close()
+    return team.speak(f"xpcnn: {word} after step {run.trainer.steps}; {_how_to_resume(run)}.", status)
 
 
 def _how_to_resume(run: Run) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from array_api_compat import device
 
 from xpcnn.backend import Array, Namespace
+from xpcnn.errors import XpcnnError
 from xpcnn.ops import _check, half
 from xpcnn.ops.norm import Shape, batch_norm
 from xpcnn.ops.reduction import sum_over
@@ -63,12 +64,12 @@ def sync_batch_norm(
     y : array (N, C, ...)
     saved : SyncSaved
     statistics : (new_mean, new_var)
-        The same for every part. The unbiased variance of a single value is taken as 0.
+        The same for every part.
 
     Raises
     ------
     XpcnnError
-        When shapes do not fit.
+        When shapes do not fit, or the whole batch has a single value per channel.
     """
     # an empty batch leaves the statistics alone, so that this only checks the arguments
     batch_norm(x[:0, ...], gamma, beta, running_mean, running_var, train=True, momentum=momentum, eps=eps)
@@ -79,6 +80,8 @@ def sync_batch_norm(
     own = xp.full((1,), prod(x.shape) / channels, dtype=x.dtype, device=device(x))
     found = total(xp.concat([_summed(x, axes, xp), own]))
     count = found[channels]
+    if prod(x.shape) <= channels and float(count) <= 1:
+        raise XpcnnError("batch norm cannot train on a batch of one value per channel, which has no variance.")
     mean = found[:channels] / count
     centered = x - xp.reshape(mean, spread)
     squares = total(_summed(centered * centered, axes, xp))
@@ -86,7 +89,7 @@ def sync_batch_norm(
     normal = centered * scale
     y = normal if gamma is None else normal * xp.reshape(gamma, spread)
     y = y + (0.0 if beta is None else xp.reshape(beta, spread))
-    unbiased = squares / xp.where(count > 1, count - 1, count)
+    unbiased = squares / (count - 1)
     new_mean = (1 - momentum) * running_mean + momentum * mean
     new_var = (1 - momentum) * running_var + momentum * unbiased
     return y, SyncSaved(normal, scale, gamma, beta is not None, count, total), (new_mean, new_var)

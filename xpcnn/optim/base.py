@@ -111,6 +111,12 @@ def made(
     return Optimizer(name, init, update, numbers, rule, bare_rule)
 
 
+def keeps_nothing(optimizer: Optimizer) -> bool:
+    """Whether an update is known to keep no gradient: those of the optimizers here make new arrays alone."""
+    functions = (optimizer.update, optimizer.rule, optimizer.bare_rule or optimizer.rule)
+    return all(getattr(one, "__module__", "").startswith(f"{__package__}.") for one in functions)
+
+
 def rate_of(lr: float | Schedule) -> Schedule:
     """Return a schedule; a number is a constant one."""
     if callable(lr):

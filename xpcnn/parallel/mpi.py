@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from math import prod
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ Host = np.ndarray[Any, Any]
 Sum = Callable[[Array], Array]
 
 LARGE = 1 << 16  # bytes from which memory that is shared is worth its two meetings
+SHARED = "/dev/shm"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -44,11 +48,13 @@ class MPIGroup(Group):
         self.rank, self.size = self._all.rank, self._all.size
         self.local_rank, self.local_size = self._machine.rank, self._machine.size
         self._flags = np.zeros(2, np.int8)
-        self._shared: dict[tuple[int, Any], SharedSum] = {}
+        self._shared: dict[tuple[int, Any], SharedSum | None] = {}
         self._nccl: dict[int, Sum | None] = {}  # by device
         self.nccl_reason = ""  # why sums go through the host
         if not os.environ.get(threads.VARIABLE, "").strip():
             threads.set_num_threads(self._own_cores())
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _end_all
 
     def sum(self, array: Array, backend: Backend | None = None) -> Array:
         """Add up by NCCL where it connects the ranks' GPUs, and else by MPI on the host."""
@@ -67,8 +73,10 @@ class MPIGroup(Group):
         if backend.name != "numpy" or self.local_size < self.size or count * dtype.itemsize < LARGE:
             return super().flat_sum(arrays, backend)
         if (count, dtype) not in self._shared:
-            self._shared[count, dtype] = SharedSum(self._machine, count, dtype)
-        return self._shared[count, dtype]([array.reshape(-1) for array in arrays])
+            is_scarce = self.any(_free_shared() < 2 * (self.size + 1) * count * dtype.itemsize)
+            self._shared[count, dtype] = None if is_scarce else SharedSum(self._machine, count, dtype)
+        shared = self._shared[count, dtype]
+        return super().flat_sum(arrays, backend) if shared is None else shared([a.reshape(-1) for a in arrays])
 
     def joined(self, array: Array, counts: Sequence[int], backend: Backend | None = None) -> Array:
         """Send rows through the host: they are few, such as a batch's outputs."""
@@ -116,6 +124,13 @@ class MPIGroup(Group):
         return max(1, min(len(cores[self.local_rank]), len(set.union(*cores)) // self.local_size))
 
 
+def _end_all(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say what nobody caught, and end all ranks, which would else wait for this one for ever."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(1)
+
+
 def _gathered(comm: MPI.Comm, value: Any) -> list[Any]:
     """Return every rank's value."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -124,6 +139,11 @@ def _gathered(comm: MPI.Comm, value: Any) -> list[Any]:
     whole = np.empty(int(sizes.sum()), np.uint8)
     comm.Allgatherv(text, [whole, sizes.tolist(), None, MPI.BYTE])
     return [json.loads(part.tobytes()) for part in np.split(whole, np.cumsum(sizes)[:-1])]
+
+
+def _free_shared() -> float:
+    """Return how many bytes of shared memory are free: containers have little, and writing beyond it is fatal."""
+    return shutil.disk_usage(SHARED).free if os.path.isdir(SHARED) else float("inf")
 
 
 def _raw(host: Host) -> Host:

@@ -147,6 +147,7 @@ class Watch:
         with suppress(OSError, ValueError):
             os.write(self._launcher, b"cmd=finalize\n")
             select.select([self._launcher], [], [], ANSWER)
+        _forget_shared_memory()
         os._exit(status)
 
 
@@ -207,6 +208,14 @@ def _stderr() -> int:
         return sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # there is none, or it is closed, or is not a file
         return subprocess.DEVNULL
+
+
+def _forget_shared_memory() -> None:
+    """Take away the names of MPICH's shared memory, which it does itself only at an orderly end."""
+    with suppress(OSError), open("/proc/self/maps") as maps:
+        for name in {line.split(maxsplit=5)[5].strip() for line in maps if "/dev/shm/mpich" in line}:
+            with suppress(OSError):
+                os.unlink(name)
 
 
 def _say(text: str) -> None:

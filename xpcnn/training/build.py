@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -17,9 +17,11 @@ from xpcnn.backend import Backend
 from xpcnn.data import Loader, Source, load_dataset
 from xpcnn.data.normalise import Normalise
 from xpcnn.errors import DataError, XpcnnError
+from xpcnn.kernels import native
 from xpcnn.model import Model
 from xpcnn.parallel import Group
 from xpcnn.training.settings import Settings, nearest, reading
+from xpcnn.training.shared import versions
 from xpcnn.training.tiling import Loss
 from xpcnn.training.trainer import Trainer
 
@@ -157,6 +159,14 @@ def standard(train: Source) -> Normalise:
     mean = total / count
     deviation = max(squares / count - mean * mean, 0.0) ** 0.5
     return Normalise(mean / 255, (deviation or 255.0) / 255)
+
+
+def facts(job: Job, settings: Settings, but: Sequence[str]) -> dict[str, str]:
+    """Return what must be the same where processes train together: versions, devices and settings, ``but`` for some."""
+    backend, tables = job.trainer.model.backend, settings.tables()
+    kernels = native.description() if backend.name == "numpy" else ""
+    own = {name: value for name, value in tables["train"].items() if name not in but}
+    return {"versions": versions(), "devices": f"{backend.name} {kernels}", "settings": str((own, tables["augment"]))}
 
 
 def read_tables(path: str | Path) -> dict[str, Any]:

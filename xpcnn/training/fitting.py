@@ -22,7 +22,7 @@ from xpcnn.training.checkpoint import Progress
 from xpcnn.training.evaluation import as_source, evaluate
 from xpcnn.training.guard import first_fault, not_finite, worst
 from xpcnn.training.memory import of_evaluation, told
-from xpcnn.training.shared import check_weights
+from xpcnn.training.shared import check_alike, check_weights
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer
@@ -95,6 +95,11 @@ class Fitting:
             classes=self.model.output_shape[0], part=(trainer.group.rank, trainer.group.size),
         )  # fmt: skip
         self.batch_size = min(batch_size, len(self.train))
+        if trainer.group.size > 1:
+            check_weights(trainer.group, trainer.weights()[0], self.backend)
+            check_alike(
+                trainer.group, {"training data": self.train.fingerprint(), "batches": repr((batch_size, drop_last))}
+            )
         self.stopped = False
         self.images_per_second: float | None = None
         self.at_once: int | None = None
@@ -139,7 +144,7 @@ class Fitting:
             history.epochs.append(record)
             with trainer.being_busy():
                 trainer.progress = Progress(epoch + 1)
-                history.stopped = bool(on_epoch and on_epoch(record, losses))
+                history.stopped = trainer.group.any(bool(on_epoch and on_epoch(record, losses)))
             if history.stopped:
                 break
             trainer.take_back()
@@ -157,7 +162,8 @@ class Fitting:
             try:
                 self._make_steps(epoch, on_step)
             except NotFiniteError as error:  # a callback could not save, and does not know where that began
-                raise self._fault_in(before, epoch) or error from None
+                alone = trainer.group.size == 1  # other ranks would not make the steps again with this one
+                raise (self._fault_in(before, epoch) if alone else None) or error from None
             losses = progress.read(self.backend)
             check_weights(trainer.group, trainer.weights()[0], self.backend)
         images = min(progress.batch * self.loader.batch_size, len(self.train)) - first * self.loader.batch_size
@@ -170,7 +176,8 @@ class Fitting:
         """Make the steps of an epoch that are still to be made, as long as nobody wants to stop."""
         with closing(self._steps(epoch) if self.recorded is None else self._replays(epoch)) as steps:
             for done in steps:
-                if on_step and on_step(epoch, done):
+                wanted = bool(on_step and on_step(epoch, done))
+                if self.trainer.group.any(wanted):
                     self.stopped = True
                     return
 

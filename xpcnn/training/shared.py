@@ -113,8 +113,8 @@ def check_weights(group: Group, params: Arrays, backend: Backend) -> None:
     told = group.gathered(digest.hexdigest())
     if wrong := [rank for rank, text in enumerate(told) if text != told[0]]:
         raise XpcnnError(
-            f"the weights of rank {wrong[0]} are no longer those of rank 0: the sums that they exchange differ, so the "
-            "MPI library or a machine is faulty; go on from the checkpoint, with another library or without that one."
+            f"the weights of rank {wrong[0]} are not those of rank 0: they began with others (another seed), or their "
+            "machines compute differently (other CPUs or kernels; XPCNN_KERNELS=numpy makes them more alike)."
         )
 
 

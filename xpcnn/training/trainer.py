@@ -19,6 +19,7 @@ from xpcnn.layers.plan import Footprint, Plan, arrays_in, bytes_of, memory_size
 from xpcnn.model import Model
 from xpcnn.optim import Optimizer
 from xpcnn.optim.average import moving_average
+from xpcnn.optim.base import keeps_nothing
 from xpcnn.parallel import Group, share
 from xpcnn.random import Key
 from xpcnn.training import checkpoint
@@ -304,8 +305,7 @@ class Trainer:
         else:
             value, grads, state = self._tile(model, loss, x, t, key, tile)
         if group.size > 1:
-            lasting = self.optimizer.rule is None  # then nobody knows what the update keeps
-            grads, state = summed(grads, state, own / count, group, backend, lasting)
+            grads, state = summed(grads, state, own / count, group, backend, lasting=not keeps_nothing(self.optimizer))
         return value, grads, state
 
     @cached_property
