@@ -20,7 +20,7 @@ from xpcnn import kernels
 from xpcnn.backend import Array
 from xpcnn.layers.activation import Clip, HardSigmoid, HardSwish, ReLU, ReLU6
 from xpcnn.layers.affine import Affine
-from xpcnn.layers.base import Arrays, Layer, Shape
+from xpcnn.layers.base import Arrays, Layer
 from xpcnn.layers.container import naming
 from xpcnn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from xpcnn.layers.fused import fuse
@@ -38,7 +38,7 @@ MOST_BOUND = 8  # shapes of batches that are remembered
 Groups = dict[str, Arrays]  # a layer's name -> its own arrays
 
 
-class _Bound(dict[Shape, Any]):
+class _Bound(dict[Any, Any]):
     """What is remembered of arrays' places in memory, which no copy and no pickle takes along."""
 
     def __reduce__(self) -> tuple[type[_Bound], tuple[()]]:
@@ -52,7 +52,7 @@ class Step:
     name: str
     layer: Layer
     then: Step | None = None  # an activation after a convolution
-    bound: _Bound = field(default_factory=lambda: _Bound(), compare=False, repr=False)  # by the shape of x
+    bound: _Bound = field(default_factory=lambda: _Bound(), compare=False, repr=False)  # by what x is
 
     def run(self, params: Groups, state: Groups, x: Array) -> Array:
         """Return y."""
@@ -65,7 +65,7 @@ class Step:
     def _bound(self, own: Arrays, norm: Sequence[Array], x: Array, eps: float) -> Any:
         """Return a function of x that remembers what it looked up, where an engine has one for such arrays."""
         arrays = own.get("weight"), own.get("bias"), *norm
-        key = x.shape, x.dtype
+        key = x.shape, type(x), x.dtype
         known = self.bound.get(key)
         if known is not None and known.is_of(arrays):
             return known
