@@ -48,7 +48,7 @@ def classifier(**options):
     return xc.Classifier(**{"device": "cpu", "epochs": 3, "batch_size": 20, "lr": 0.01, "random_state": 0} | options)
 
 
-@parametrize_with_checks([classifier(epochs=30, batch_size=16)])
+@parametrize_with_checks([classifier(epochs=30, batch_size=16, dtype="float64")])
 def test_scikit_learns_own_checks(estimator, check):
     """All of them; none is expected to fail. Rows of features go through the fully connected network."""
     check(estimator)

@@ -29,7 +29,9 @@ def test_the_examples_run(monkeypatch, tmp_path):
     assert names["logits"].shape == (5, 10)
     np.testing.assert_array_equal(names["again"].predict(names["test"].images[:5]), names["logits"])
     pixels = names["test"].images[:5]
-    np.testing.assert_allclose(names["imported"].predict(pixels / np.float32(255)), names["lenet"].predict(pixels), atol=1e-5)
+    np.testing.assert_allclose(
+        names["imported"].predict(pixels / np.float32(255)), names["lenet"].predict(pixels), atol=1e-5
+    )
     assert names["dx"].shape == names["x"].shape
     assert names["model"].net.layers[1][1] == names["Gain"]()
 

@@ -573,3 +573,13 @@ def test_a_model_of_any_backend(arrays, rng, tmp_path):
     here.load_parameters(values)
     here.to_onnx(tmp_path / "here.onnx", check=False)
     assert (tmp_path / "there.onnx").read_bytes() == (tmp_path / "here.onnx").read_bytes()
+
+
+def test_where_the_reference_evaluator_is_wrong_onnxruntime_counts(tmp_path, rng):
+    """It computes grouped transposed convolutions with a bias wrongly; onnxruntime agrees with PyTorch and this."""
+    net = la.Sequential(la.ConvTranspose2D(4, 4, stride=2, padding=1, groups=4), input_shape=(4, 5, 5))
+    model = xc.Model(net, "cpu")
+    model.load_parameters({path: rng.standard_normal(a.shape) for path, a in model.parameters().items()})
+    report = model.to_onnx(tmp_path / "model.onnx")
+    assert report["onnxruntime"]["relative"] < 1e-6
+    assert "relative" in report["reference"] or "left_out" in report["reference"]

@@ -493,7 +493,7 @@ def test_layers_are_called_as_nodes(path):
     names = ["/stage1/conv", "/stage1/conv", "", "input", "stage1.conv__"]
     rows = [("Relu", [a], b, {"name": name}) for a, b, name in zip("xabcd", "abcdy", names, strict=True)]
     found = [name for name, _ in imported(made(rows), path).net.layers]
-    assert found == ["stage1.conv", "stage1.conv_", "relu3", "input_", "stage1.conv__"]
+    assert found == ["stage1.conv", "stage1.conv_2", "relu3", "input_2", "stage1.conv__"]
 
 
 def test_float_options_are_what_was_meant(path):
@@ -515,3 +515,26 @@ def test_no_package_is_needed(path):
     program = f"import sys; sys.modules['onnx'] = None; import xpcnn; xpcnn.Model.from_onnx({str(path)!r}, 'cpu')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_nodes_of_one_name_get_names_of_their_own_and_faults_are_few_words(tmp_path):
+    from onnx import TensorProto, helper
+
+    def write(nodes):
+        takes, gives = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("x", f"x{len(nodes)}")
+        )
+        graph = helper.make_graph(nodes, "graph", [takes], [gives])
+        path = tmp_path / "model.onnx"
+        path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+        return path
+
+    def chain(op, count):
+        return [helper.make_node(op, [f"x{i}" if i else "x"], [f"x{i + 1}"], name="a") for i in range(count)]
+
+    model = xc.Model.from_onnx(write(chain("Relu", 3000)), "cpu")
+    assert len({name for name, _ in model.net.layers}) == 3000
+    with pytest.raises(xc.XpcnnError) as raised:
+        xc.Model.from_onnx(write(chain("Nonsense", 3000)), "cpu")
+    assert "3000 of its 3000 nodes have no counterpart" in str(raised.value)
+    assert len(str(raised.value)) < 2000

@@ -227,3 +227,51 @@ def test_what_safetensors_itself_reads_is_taken(tmp_path):
 def test_arguments_that_are_wrong(options, says):
     with pytest.raises(xc.XpcnnError, match=says):
         fitted(pytorch(), NET, SHAPE, **options)
+
+
+def test_keras_order_of_rows_is_the_weights_alone(rng):
+    """An affine layer with as many outputs as rows: its bias is one of outputs. The oracle is Keras' arithmetic."""
+    net = la.Sequential(la.Flatten(), la.Affine(12), la.Affine(3), input_shape=(3, 2, 2))
+    kernels, biases = [rng.random((12, 12)), rng.random((12, 3))], [rng.random(12), rng.random(3)]
+    model = xc.Model(net, "cpu", dtype="float64")
+    names = {
+        f"affine{i + 1}/{what}": values[i] for i in (0, 1) for what, values in (("kernel", kernels), ("bias", biases))
+    }
+    model.load_parameters(names, layout="keras")
+    x = rng.random((5, 3, 2, 2))
+    y = x.transpose(0, 2, 3, 1).reshape(5, 12)
+    for kernel, bias in zip(kernels, biases, strict=True):
+        y = y @ kernel + bias
+    np.testing.assert_allclose(model.predict(x), y, rtol=0, atol=1e-12)
+
+
+def test_groups_of_flattened_features_are_refused_for_keras(rng):
+    net = la.Sequential(la.Flatten(), la.GroupNorm(4), la.Affine(3), input_shape=(3, 2, 2))
+    shapes = {"norm1/gamma": (12,), "norm1/beta": (12,), "affine1/kernel": (12, 3), "affine1/bias": (3,)}
+    with pytest.raises(xc.XpcnnError, match="cannot be taken over"):
+        xc.Model(net, "cpu").load_parameters({path: rng.random(s) for path, s in shapes.items()}, layout="keras")
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (4, 4, 5), (3, 4, 4)])
+def test_keras_has_norms_of_places_alone_as_they_are_here(rng, shape):
+    net = la.Sequential(la.LayerNorm(axes=(2, 3)), input_shape=shape)
+    arrays = {"norm1/gamma": rng.random(shape[1:]), "norm1/beta": rng.random(shape[1:])}
+    found = fitted(arrays, net, shape, layout="keras")
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(found[path], array)
+
+
+def test_half_of_the_running_statistics_is_refused(rng):
+    net = la.Sequential(la.Conv2D(4, 1), la.BatchNorm(), input_shape=(2, 3, 3))
+    model = xc.Model(net, "cpu")
+    state = {"conv1.weight": rng.random((4, 2, 1, 1)), "conv1.bias": rng.random(4)}
+    state |= {f"norm1.{name}": rng.random(4) for name in ("weight", "bias", "running_var")}
+    with pytest.raises(xc.XpcnnError, match="norm1/mean is missing"):
+        model.load_parameters(state, layout="pytorch")
+    model.load_parameters(state | {"norm1.running_mean": rng.random(4)}, layout="pytorch")
+
+
+def test_dotted_names_without_a_layout_get_a_hint(rng):
+    model = xc.Model(la.Sequential(la.Affine(3), input_shape=(2,)), "cpu")
+    with pytest.raises(xc.XpcnnError, match="layout='pytorch'"):
+        model.load_parameters({"affine1.weight": rng.random((3, 2)), "affine1.bias": rng.random(3)})

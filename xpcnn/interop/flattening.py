@@ -13,6 +13,7 @@ from xpcnn.layers.affine import Affine, Reshape
 from xpcnn.layers.arithmetic import Join
 from xpcnn.layers.base import Layer, Placed, Shape
 from xpcnn.layers.graph import Graph
+from xpcnn.layers.norm import GroupNorm
 from xpcnn.layers.parallel import Parallel
 from xpcnn.layers.sequential import Sequential
 
@@ -71,9 +72,10 @@ def _after(placed: Placed, path: str, order: Order) -> Order:
     shape, out = placed.input_shape, placed.output_shape
     if isinstance(placed.layer, Affine):
         return None
-    if out == shape or isinstance(placed.layer, Join):
+    is_parted = order is not None and isinstance(placed.layer, GroupNorm) and 1 < placed.layer.groups < shape[0]
+    if (out == shape and not is_parted) or isinstance(placed.layer, Join):
         return order
-    if len(out) == 1 and prod(out) == prod(shape):
+    if len(out) == 1 and prod(out) == prod(shape) and not is_parted:
         return flattened(shape, order)
     becomes_image = len(out) > 1 and (len(shape) == 1 or isinstance(placed.layer, Reshape))
     if order is not None or (becomes_image and prod(out) > max(out)):

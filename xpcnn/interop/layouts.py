@@ -13,8 +13,9 @@ from xpcnn.layers.affine import Affine
 from xpcnn.layers.base import Layer, Placed, Shape, leaves
 from xpcnn.layers.conv import _Conv, _Convolution
 from xpcnn.layers.graph import Graph
-from xpcnn.layers.norm import _Norm
+from xpcnn.layers.norm import LayerNorm, _Norm
 from xpcnn.layers.sequential import Sequential
+from xpcnn.ops._check import axes_of
 
 Host = np.ndarray[Any, Any]
 Convert = Callable[[Host], Host]
@@ -102,9 +103,12 @@ def _keras_ways(layer: Layer, input_shape: Shape, name: str, shape: Shape, order
             channels = input_shape[0]
             ways[(*shape[2:], channels, shape[0] // channels)] = partial(_depthwise, shape=shape)
         return ways
-    if isinstance(layer, Affine) and name == "weight":
-        rows = flattened(input_shape, order)
+    if isinstance(layer, Affine):  # whose outputs, and so its bias, lie as here
+        rows = flattened(input_shape, order) if name == "weight" else None
         return {shape: _same if rows is None else partial(_taken, order=rows)}
+    if isinstance(layer, LayerNorm) and layer.axes is not None and len(shape) > 1:
+        if 1 not in axes_of("axes", layer.axes, len(input_shape) + 1):  # without channels, which lie last there
+            return {shape: _same}
     if isinstance(layer, _Norm) and len(shape) > 1 and shape[0] == input_shape[0]:  # of LayerNorm over whole images
         return {(*shape[1:], shape[0]): partial(np.moveaxis, source=-1, destination=0)}
     if order is not None and shape == (len(order),):

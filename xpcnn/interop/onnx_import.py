@@ -22,6 +22,7 @@ from xpcnn.layers.base import Shape, checked_shape
 from xpcnn.layers.graph import INPUT
 
 MOST_SCALE = 1e30  # that pixels are multiplied by, or divided
+MOST_ROWS, MOST_LABELS, MOST_NAME, MOST_WHY = 20, 10, 60, 200  # of what is listed, as far as anybody reads it
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -101,7 +102,9 @@ class _Reading:
         sketch.finish(found.name)
         own = "float64" if dtype == "float64" else "float32"
         values = {path: array.astype(own, copy=False) for path, array in sketch.values().items()}
-        return Imported(sketch.network(), values, shape, own, self.normalise, self.source.classes, self.source.dataset)
+        net = sketch.network()
+        classes = self.source.classes if net.output_shape(shape) == (len(self.source.classes),) else ()
+        return Imported(net, values, shape, own, self.normalise, classes, self.source.dataset)
 
     def _fold(self) -> None:
         """Compute what depends on constants alone; what cannot be is left for the walk to say."""
@@ -220,10 +223,17 @@ class _Reading:
         """Return all nodes without a counterpart as one sentence."""
         if not self.faults:
             return f"its output {self.output} does not depend on the images."
-        rows = [f"{op} {', '.join(labels)} ({why})" for (op, why), labels in self.faults.items()]
-        number = sum(map(len, self.faults.values()))
+        rows = [f"{op[:MOST_NAME]} {_some_of(labels)} ({why[:MOST_WHY]})" for (op, why), labels in self.faults.items()]
+        rows = [*rows[:MOST_ROWS], *([f"and {len(rows) - MOST_ROWS} more kinds"] if len(rows) > MOST_ROWS else [])]
+        number = min(count, sum(map(len, self.faults.values())))
         verb = "has" if number == 1 else "have"
         return f"{number} of its {count} nodes {verb} no counterpart: {'; '.join(rows)}."
+
+
+def _some_of(labels: Sequence[str]) -> str:
+    """Return names in a row, as far as anybody reads them."""
+    shown = [label[:MOST_NAME] for label in labels[:MOST_LABELS]]
+    return ", ".join([*shown, *([f"and {len(labels) - MOST_LABELS} more"] if len(labels) > MOST_LABELS else [])])
 
 
 def _printable(message: str) -> str:

@@ -59,6 +59,7 @@ class Sketch:
 
     input_shape: Shape
     parts: dict[str, Part] = field(default_factory=dict)
+    _taken: dict[str, int] = field(default_factory=dict)  # how often a name was wanted that was taken
 
     def add(self, name: str, layer: Layer, inputs: Sequence[Tensor], arrays: dict[str, Host]) -> Tensor:
         """Add a layer and return its value.
@@ -84,8 +85,10 @@ class Sketch:
 
     def _free(self, name: str) -> str:
         """Return a name that no other layer has."""
+        wanted = name
         while name in self.parts or name == INPUT:
-            name += "_"
+            self._taken[wanted] = self._taken.get(wanted, 1) + 1
+            name = f"{wanted}_{self._taken[wanted]}"
         return name
 
     def finish(self, output: str) -> None:

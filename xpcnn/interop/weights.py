@@ -104,6 +104,10 @@ def _check(wanted: Mapping[str, Wanted], found: Found, pairs: Pairs, faults: lis
     if all_of_it := missing + faults + wrong:
         more = f"; and {len(all_of_it) - MOST_ROWS} more" if len(all_of_it) > MOST_ROWS else ""
         raise XpcnnError(f"the weights do not fit the network: {'; '.join(all_of_it[:MOST_ROWS])}{more}.")
+    state = [path for path, array in wanted.items() if array.is_state]
+    begun = {path.rpartition("/")[0] for path in state if path in pairs}
+    if lone := [path for path in state if path not in pairs and path.rpartition("/")[0] in begun]:
+        raise XpcnnError(f"the weights have only a part of the running statistics: {lone[0]} is missing.")
 
 
 def _guessed(found: Found) -> str:

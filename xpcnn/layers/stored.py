@@ -78,7 +78,9 @@ def check_shapes(expected: Mapping[str, Parameter], shapes: Mapping[str, Shape])
         if path in shapes and shapes[path] != parameter.shape
     ]
     if faults:
-        raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.")
+        is_pytorch = any("." in path and "/" not in path for path in shapes if path not in expected)
+        hint = " Names with dots are PyTorch's: layout='pytorch' may be what is meant." if is_pytorch else ""
+        raise XpcnnError(f"the parameters do not fit the network: {'; '.join(faults)}.{hint}")
 
 
 def _digest(description: Mapping[str, Any]) -> str:
