@@ -106,9 +106,9 @@ def _keras_ways(layer: Layer, input_shape: Shape, name: str, shape: Shape, order
     if isinstance(layer, Affine):  # whose outputs, and so its bias, lie as here
         rows = flattened(input_shape, order) if name == "weight" else None
         return {shape: _same if rows is None else partial(_taken, order=rows)}
-    if isinstance(layer, LayerNorm) and layer.axes is not None and len(shape) > 1:
-        if 1 not in axes_of("axes", layer.axes, len(input_shape) + 1):  # without channels, which lie last there
-            return {shape: _same}
+    axes = layer.axes if isinstance(layer, LayerNorm) else None
+    if axes is not None and 1 not in axes_of("axes", axes, len(input_shape) + 1):  # no channels, which lie last there
+        return {shape: _same}
     if isinstance(layer, _Norm) and len(shape) > 1 and shape[0] == input_shape[0]:  # of LayerNorm over whole images
         return {(*shape[1:], shape[0]): partial(np.moveaxis, source=-1, destination=0)}
     if order is not None and shape == (len(order),):
