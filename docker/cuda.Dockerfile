@@ -24,10 +24,10 @@ RUN useradd --create-home --uid 1000 xpcnn \
 WORKDIR /workspace
 COPY docker/constraints.txt docker/
 RUN pip install --no-cache-dir -c docker/constraints.txt \
-      "cupy-cuda13x[ctk]" hatchling ml_dtypes nvidia-cudnn-cu13 nvidia-cudnn-frontend
+      "cupy-cuda13x[ctk]" hatchling ml_dtypes nvidia-cudnn-cu13 nvidia-cudnn-frontend nvidia-nccl-cu13
 COPY --chown=xpcnn:xpcnn pyproject.toml README.md LICENSE ./
 COPY --chown=xpcnn:xpcnn xpcnn xpcnn
-RUN pip install --no-cache-dir --no-build-isolation -c docker/constraints.txt ".[cuda13,cudnn13,dev]"
+RUN pip install --no-cache-dir --no-build-isolation -c docker/constraints.txt ".[cuda13,cudnn13,nccl13,dev]"
 COPY --chown=xpcnn:xpcnn scripts scripts
 COPY --chown=xpcnn:xpcnn tests tests
 COPY --chown=xpcnn:xpcnn docs docs

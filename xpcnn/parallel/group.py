@@ -23,12 +23,15 @@ class Group:
         Which of the processes this is, from 0, and how many there are.
     local_rank, local_size : int
         The same among those of this machine.
+    is_watched : bool
+        Whether a `xpcnn.parallel.watch.Watch` ends all ranks when one has died.
     """
 
     rank = 0
     size = 1
     local_rank = 0
     local_size = 1
+    is_watched = False
 
     def sum(self, array: Array, backend: Backend | None = None) -> Array:
         """Return the sum of every rank's array, all of one shape; every rank gets the same bits.

@@ -54,7 +54,7 @@ class MPIGroup(Group):
         if not os.environ.get(threads.VARIABLE, "").strip():
             threads.set_num_threads(self._own_cores())
         if sys.excepthook is sys.__excepthook__:
-            sys.excepthook = _end_all
+            sys.excepthook = self._end_all
 
     def sum(self, array: Array, backend: Backend | None = None) -> Array:
         """Add up by NCCL where it connects the ranks' GPUs, and else by MPI on the host."""
@@ -118,17 +118,17 @@ class MPIGroup(Group):
             self._nccl[number], self.nccl_reason = collective.connect(self.rank, number, self.gathered)
         return self._nccl[number]
 
+    def _end_all(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Say what nobody caught; end all ranks, which would wait for this one, where no `Watch` is there to do so."""
+        sys.__excepthook__(kind, error, trace)
+        sys.stderr.flush()
+        if not self.is_watched:
+            self._all.Abort(1)
+
     def _own_cores(self) -> int:
         """Return how many cores are this rank's: all of them, where its launcher bound it to some, else a share."""
         cores = [set(found) for found in _gathered(self._machine, threads.core_numbers())]
         return max(1, min(len(cores[self.local_rank]), len(set.union(*cores)) // self.local_size))
-
-
-def _end_all(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say what nobody caught, and end all ranks, which would else wait for this one for ever."""
-    sys.__excepthook__(kind, error, trace)
-    sys.stderr.flush()
-    MPI.COMM_WORLD.Abort(1)
 
 
 def _gathered(comm: MPI.Comm, value: Any) -> list[Any]:

@@ -118,6 +118,7 @@ class Watch:
             line.send({"complete": True})
         if self._advice:
             line.send({"advice": self._advice})
+        self._group.is_watched = True
         self._thread = threading.Thread(target=self._wait, args=(line,), name="xpcnn-watch", daemon=True)
         self._thread.start()
         atexit.register(self._end_unclosed)
