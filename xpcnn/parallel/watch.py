@@ -85,6 +85,7 @@ class Watch:
         if self._thread is None or self._line is None:
             return
         self._is_closing = True
+        self._group.is_watched = False
         self._line.send({"goodbye": True})
         self._line.finish()
         self._thread.join(PATIENCE)  # until the watcher has closed its end, so that it has read the word
