@@ -228,9 +228,12 @@ class _Course:
         """Record an epoch and print its line."""
         trainer, run = self._job.trainer, self._run
         run.record(replace(epoch, lr=self._job.schedule(trainer.steps - 1) if trainer.steps else None), losses)
-        if trainer.capture_note and not self._noted:
+        if not self._noted and (trainer.capture_note or trainer.group.note):
             self._noted = True
-            self._show.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
+            if trainer.capture_note:
+                self._show.say(f"steps run one by one, not as a recorded graph: {trainer.capture_note}")
+            if trainer.group.note:
+                self._show.say(trainer.group.note)
         self._show.say(_line(epoch, self._job.settings.epochs))
         if run.is_out_of_patience:
             self._show.say(f"no better for {run.waited} evaluations, so it ends here")

@@ -25,6 +25,8 @@ class Group:
         The same among those of this machine.
     is_watched : bool
         Whether a `xpcnn.parallel.watch.Watch` ends all ranks when one has died.
+    note : str
+        What a person should know of how sums are made, once there has been one.
     """
 
     rank = 0
@@ -32,6 +34,7 @@ class Group:
     local_rank = 0
     local_size = 1
     is_watched = False
+    note = ""
 
     def sum(self, array: Array, backend: Backend | None = None) -> Array:
         """Return the sum of every rank's array, all of one shape; every rank gets the same bits.
@@ -66,15 +69,6 @@ class Group:
     def first(self, value: Any) -> Any:
         """Return rank 0's value, of those that `gathered` takes."""
         return self.gathered(value if self.rank == 0 else None)[0]
-
-    def agree(self, error: XpcnnError | None) -> None:
-        """Raise on all ranks alike if there is an error on any; of several, the lowest rank's."""
-        told = self.gathered(None if error is None else str(error))
-        faulty = [rank for rank, text in enumerate(told) if text is not None]
-        if not faulty:
-            return
-        where = "" if len(faulty) == self.size else f"rank {faulty[0]} of {self.size}: "
-        raise XpcnnError(f"{where}{told[faulty[0]]}")
 
     def device(self, name: str) -> str:
         """Return the name of the device that is this rank's: with several ranks on a machine, a GPU each.

@@ -50,7 +50,6 @@ class MPIGroup(Group):
         self._flags = np.zeros(2, np.int8)
         self._shared: dict[tuple[int, Any], SharedSum | None] = {}
         self._nccl: dict[int, Sum | None] = {}  # by device
-        self.nccl_reason = ""  # why sums go through the host
         if not os.environ.get(threads.VARIABLE, "").strip():
             threads.set_num_threads(self._own_cores())
         if sys.excepthook is sys.__excepthook__:
@@ -115,7 +114,8 @@ class MPIGroup(Group):
         if number not in self._nccl:
             from xpcnn.kernels.cuda import collective
 
-            self._nccl[number], self.nccl_reason = collective.connect(self.rank, number, self.gathered)
+            self._nccl[number], reason = collective.connect(self.rank, number, self.gathered)
+            self.note = f"gradients go through the host: {reason}" if self._nccl[number] is None else ""
         return self._nccl[number]
 
     def _end_all(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
