@@ -242,7 +242,7 @@ def several(*commands):
     [
         (["--seed", "1"], "settings"),
         (["--set", "augment.flip=true"], "settings"),
-        (["--dataset", "mnist"], "settings|data"),
+        (["--dataset", "mnist"], "data"),
     ],
 )
 def test_ranks_that_do_not_belong_together_are_noticed(data, tmp_path, others, named):
@@ -250,7 +250,7 @@ def test_ranks_that_do_not_belong_together_are_noticed(data, tmp_path, others, n
     done = mpi.run(1, several(options, [*options, *others]))
     assert done.returncode == 2
     assert done.stderr.count("xpcnn:") == 1
-    assert "of rank 1 differ from those of rank 0" in done.stderr
+    assert f"the {named} of rank 1 differ from those of rank 0" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -19,8 +19,8 @@ from xpcnn.data.dataset import digest
 from xpcnn.errors import XpcnnError
 from xpcnn.layers import to_config
 from xpcnn.model import Model
-from xpcnn.parallel import Group
-from xpcnn.training.shared import check_alike, versions
+from xpcnn.parallel import Group, check_alike
+from xpcnn.training.shared import versions
 
 OFTEN, SELDOM = 0.5, 10.0  # seconds between two words on progress: on a terminal, and elsewhere
 

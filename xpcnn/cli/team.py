@@ -6,13 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from xpcnn.parallel import launched, world
-from xpcnn.parallel.watch import Watch
-from xpcnn.training.shared import check_alike
+from xpcnn.parallel import check_alike, launched, world
+
+if TYPE_CHECKING:
+    from xpcnn.parallel.watch import Watch
 
 PARALLEL = ("train", "predict")  # the commands that several ranks can share
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # how launchers tell a process which one it is
@@ -35,6 +36,8 @@ def join(arguments: Sequence[str]) -> None:
         return
     if any(os.environ.get(name, "0") != "0" for name in RANKS):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
+    from xpcnn.parallel.watch import Watch
+
     _watch = Watch(world())
     _watch.start()
     check_alike(world(), {"commands": " ".join(sorted(word for word in arguments if word in WORDS))})

@@ -23,13 +23,13 @@ from xpcnn.cli.progress import View, view
 from xpcnn.cli.stopping import Request, heeding_signals
 from xpcnn.errors import XpcnnError
 from xpcnn.kernels import threads
-from xpcnn.parallel import Group, world
+from xpcnn.parallel import Group, check_alike, world
 from xpcnn.report import draw_curves
 from xpcnn.training import Epoch, History
 from xpcnn.training.build import Job, build, facts, read_tables, recipe_tables, recipes, resolved, usual
 from xpcnn.training.run import CURVES, METRICS, MODEL, Run, check_board, resumable_settings
 from xpcnn.training.settings import OPEN_NAMES, Settings, assignments, duration, from_tables
-from xpcnn.training.shared import check_alike, parts
+from xpcnn.training.shared import parts
 
 CHANGEABLE = ("device", "threads", "capture", "time_limit", "checkpoint_every", "data_dir", "dataset")  # on --resume
 TERMINATED = 128 + signal.SIGTERM

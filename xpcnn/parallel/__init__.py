@@ -1,5 +1,5 @@
 """Several processes that train or predict together, started by ``mpiexec`` or ``srun``."""
 
-from xpcnn.parallel.group import Group, launched, share, world
+from xpcnn.parallel.group import Group, check_alike, launched, share, world
 
-__all__ = ["Group", "launched", "share", "world"]
+__all__ = ["Group", "check_alike", "launched", "share", "world"]

@@ -114,6 +114,24 @@ def world() -> Group:
         ) from None
 
 
+def check_alike(group: Group, facts: dict[str, str]) -> None:
+    """Raise, on all ranks, naming the first fact that is not the same on every one.
+
+    Parameters
+    ----------
+    facts : dict
+        By what it is, such as ``"settings"``, a text that must be the same.
+    """
+    told = group.gathered(facts)
+    for name in facts:
+        for rank, other in enumerate(told):
+            if other.get(name) != told[0][name]:
+                raise XpcnnError(
+                    f"the ranks do not belong together: the {name} of rank {rank} differ from those of rank 0; start "
+                    "all of them with the same program, data and settings."
+                )
+
+
 def share(count: int, rank: int, size: int) -> slice:
     """Return which of ``count`` rows are a rank's: a contiguous part, of sizes that differ by at most 1."""
     return slice(count * rank // size, count * (rank + 1) // size)

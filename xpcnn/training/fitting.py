@@ -16,13 +16,13 @@ from xpcnn.errors import NotFiniteError, XpcnnError, whole
 from xpcnn.kernels import memory
 from xpcnn.layers.base import Arrays
 from xpcnn.optim.base import OptState
-from xpcnn.parallel import share
+from xpcnn.parallel import check_alike, share
 from xpcnn.training.capture import Recorded, UnrecordableError
 from xpcnn.training.checkpoint import Progress
 from xpcnn.training.evaluation import as_source, evaluate
 from xpcnn.training.guard import first_fault, not_finite, worst
 from xpcnn.training.memory import of_evaluation, told
-from xpcnn.training.shared import check_alike, check_weights
+from xpcnn.training.shared import check_weights
 
 if TYPE_CHECKING:
     from xpcnn.training.trainer import Trainer

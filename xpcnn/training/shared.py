@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import accumulate
@@ -85,24 +85,6 @@ def versions() -> str:
     return f"xpcnn {xpcnn.__version__} ({sources.hexdigest()}), NumPy {np.__version__}"
 
 
-def check_alike(group: Group, facts: dict[str, str]) -> None:
-    """Raise, on all ranks, naming the first fact that is not the same on every one.
-
-    Parameters
-    ----------
-    facts : dict
-        By what it is, such as ``"settings"``, a text that must be the same.
-    """
-    told = group.gathered(facts)
-    for name in facts:
-        for rank, other in enumerate(told):
-            if other.get(name) != told[0][name]:
-                raise XpcnnError(
-                    f"the ranks do not belong together: the {name} of rank {rank} differ from those of rank 0; start "
-                    "all of them with the same program, data and settings."
-                )
-
-
 def check_weights(group: Group, params: Arrays, backend: Backend) -> None:
     """Raise, on all ranks, unless every rank has the same weights to the last bit."""
     if group.size == 1:
@@ -121,6 +103,8 @@ def check_weights(group: Group, params: Arrays, backend: Backend) -> None:
 def broadcast(arrays: dict[str, Array], group: Group, backend: Backend) -> dict[str, Array]:
     """Return rank 0's arrays on every rank; names and shapes are the same on all."""
     counts = [1] + [0] * (group.size - 1)
-    rows: Callable[[Array], Array] = lambda array: array[None, ...] if group.rank == 0 else array[None, ...][:0, ...]  # noqa: E731
+    own = slice(0, counts[group.rank])
     with backend.context():
-        return {name: group.joined(rows(array), counts, backend)[0, ...] for name, array in arrays.items()}
+        return {
+            path: group.joined(array[None, ...][own, ...], counts, backend)[0, ...] for path, array in arrays.items()
+        }
