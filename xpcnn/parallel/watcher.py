@@ -93,11 +93,14 @@ class Watcher:
     def run(self) -> None:
         """Listen until every rank is gone."""
         while self._ranks:
+            ended = []
             for key, _ in self._selector.select():
                 if key.fileobj is self._server:
                     self._accept()
-                elif isinstance(key.fileobj, Line):
-                    self._hear(key.fileobj)
+                elif isinstance(key.fileobj, Line) and self._hear(key.fileobj):
+                    ended.append(key.fileobj)
+            for line in ended:  # after all that was said before
+                self._lose(line)
         self._server.close()
         self._selector.close()
 
@@ -109,8 +112,8 @@ class Watcher:
             connection.settimeout(PATIENCE)
             self._selector.register(Line(connection), selectors.EVENT_READ)
 
-    def _hear(self, line: Line) -> None:
-        """Do what a connection's messages say, and note its end."""
+    def _hear(self, line: Line) -> bool:
+        """Do what a connection's messages say, and return whether it is at its end, or a stranger's."""
         messages = line.receive()
         for message in messages or ():
             if line in self._ranks:
@@ -118,8 +121,7 @@ class Watcher:
             elif message.get("token") == self._token:
                 self._ranks[line] = (int(message["rank"]), str(message["host"]))
                 line.send({"welcome": True})
-        if messages is None or line not in self._ranks:
-            self._lose(line)
+        return messages is None or line not in self._ranks
 
     def _obey(self, line: Line, message: Message) -> None:
         """Do what a rank says."""
